@@ -1,0 +1,1 @@
+"""Between the kernel and `vfs`: `adapter` decodes and encodes, `errno` maps errors, `wait` waits for requests."""

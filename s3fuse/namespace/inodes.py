@@ -1,0 +1,253 @@
+"""The inode table: names, attributes and lookup counts in memory, and where each inode is in the bucket.
+
+Nothing here does I/O or awaits. Two places say where an inode is: its name in the tree (what programs see) and
+`remote` (the object version that the bucket has). `syncer` moves the second to the first. While they differ the
+inode is in `displaced` under its remote key, so that listings hide that key and nothing overwrites it unasked.
+"""
+
+from __future__ import annotations
+
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from s3fuse.attrs import Attributes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from s3fuse.store.base import ObjectInfo
+    from s3fuse.writing.staging import DirtyFile
+
+ROOT = 1
+
+
+class Listing:
+    """What is known of a directory's names beyond `Inode.children`. Times are `time.monotonic()` seconds."""
+
+    __slots__ = ("absent", "complete", "loading", "pages", "probes", "valid_until")
+
+    def __init__(self) -> None:
+        self.complete = False  # children held every name at the last listing
+        self.valid_until = 0.0
+        self.pages = 1  # how many pages a full listing is thought to take
+        self.probes = 0  # single names asked since the last listing
+        self.absent: dict[str, float] = {}  # name -> until when it is known not to be there
+        self.loading = False
+
+
+class Inode:
+    """One file, directory, symlink or special file. Sizes in bytes, times in ns unless they say otherwise."""
+
+    __slots__ = (
+        "atime_ns",
+        "attributes_known",
+        "children",
+        "ctime_ns",
+        "data",
+        "error",
+        "gid",
+        "linked",
+        "listing",
+        "lookups",
+        "mode",
+        "mtime_ns",
+        "name",
+        "number",
+        "opens",
+        "parent",
+        "rdev",
+        "remote",
+        "size",
+        "synced_at",
+        "synced_version",
+        "target",
+        "uid",
+        "valid_until",
+        "version",
+        "writers",
+        "xattrs",
+    )
+
+    def __init__(self, number: int, parent: Inode | None, name: str, attributes: Attributes) -> None:
+        self.number = number
+        self.parent = parent
+        self.name = name
+        self.linked = True
+        self.children: dict[str, Inode] = {}
+        self.listing = Listing() if stat.S_ISDIR(attributes.mode) else None
+        self.size = 0
+        self.remote: ObjectInfo | None = None
+        self.data: DirtyFile | None = None
+        self.lookups = self.opens = self.writers = 0
+        self.version = self.synced_version = 0
+        self.synced_at = 0.0
+        self.valid_until = 0.0
+        self.attributes_known = True
+        self.error: str | None = None
+        self.set_attributes(attributes)
+
+    def set_attributes(self, attributes: Attributes) -> None:
+        self.mode = attributes.mode
+        self.uid, self.gid = attributes.uid, attributes.gid
+        self.atime_ns, self.mtime_ns, self.ctime_ns = attributes.atime_ns, attributes.mtime_ns, attributes.ctime_ns
+        self.rdev = attributes.rdev
+        self.xattrs = dict(attributes.xattrs)
+        self.target = attributes.target
+
+    def attributes(self) -> Attributes:
+        return Attributes(
+            self.mode,
+            self.uid,
+            self.gid,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.rdev,
+            dict(self.xattrs),
+            self.target,
+        )
+
+    @property
+    def is_directory(self) -> bool:
+        return self.listing is not None
+
+    @property
+    def is_regular(self) -> bool:
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def dirty(self) -> bool:
+        """Something here is not in the bucket yet."""
+        return self.version != self.synced_version
+
+    def folder(self) -> Listing:
+        """The listing of a directory. Raises NotADirectoryError for anything else."""
+        if self.listing is None:
+            raise NotADirectoryError(20, "Not a directory", self.name)
+        return self.listing
+
+    def __repr__(self) -> str:
+        return f"<inode {self.number} {self.name!r}{' dirty' if self.dirty else ''}{'' if self.linked else ' unlinked'}>"
+
+
+class Inodes:
+    """All inodes of one mount; `prefix` ("" or ends with "/") is the key of the root."""
+
+    def __init__(self, prefix: str, root: Attributes) -> None:
+        self.prefix = prefix
+        self.root = Inode(ROOT, None, "", root)
+        self.table: dict[int, Inode] = {ROOT: self.root}
+        #: Where the bucket holds an inode whose place in the tree is another one, or none.
+        self.displaced: dict[str, Inode] = {}
+        #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
+        self.deleted_at: dict[str, float] = {}
+        #: Keys of directories that were removed or renamed here while objects below them were still to go.
+        self.left: set[str] = set()
+        self._next = ROOT + 1
+
+    def __getitem__(self, number: int) -> Inode:
+        """The inode with this number. Raises OSError(ESTALE) for one that was forgotten."""
+        try:
+            return self.table[number]
+        except KeyError:
+            raise OSError(116, "Stale file handle") from None
+
+    def key(self, inode: Inode) -> str:
+        """The key that the inode's name stands for; a directory's ends with "/"."""
+        names: list[str] = []
+        step = inode
+        while step.parent is not None:
+            names.append(step.name)
+            step = step.parent
+        path = "/".join(reversed(names))
+        return f"{self.prefix}{path}/" if inode.is_directory and names else self.prefix + path
+
+    def add(self, parent: Inode, name: str, attributes: Attributes, number: int | None = None) -> Inode:
+        """A new inode under a name that is free. `number` is given back to one that the journal knew."""
+        if number is None:
+            number = self._next
+        self.reserve(number)
+        inode = Inode(number, parent, name, attributes)
+        self.table[number] = inode
+        parent.children[name] = inode
+        return inode
+
+    def reserve(self, number: int) -> None:
+        """Numbers up to this one are not given to new inodes."""
+        self._next = max(self._next, number + 1)
+
+    def add_orphan(self, attributes: Attributes, number: int | None = None) -> Inode:
+        """An inode without a name, for an object that is only still to be deleted."""
+        if number is None:
+            number = self._next
+        self.reserve(number)
+        inode = Inode(number, self.root, "", attributes)
+        inode.linked = False
+        self.table[number] = inode
+        return inode
+
+    def unlink(self, inode: Inode) -> None:
+        """Takes the inode out of the tree."""
+        if inode.linked and inode.parent is not None:
+            del inode.parent.children[inode.name]
+            inode.linked = False
+
+    def detach(self, inode: Inode) -> None:
+        """Takes the inode out of the tree; it lives on while something refers to it."""
+        self.unlink(inode)
+        self.drop_if_unused(inode)
+
+    def move(self, inode: Inode, parent: Inode, name: str) -> None:
+        """Gives the inode another name, which must be free."""
+        self.unlink(inode)
+        inode.parent, inode.name, inode.linked = parent, name, True
+        parent.children[name] = inode
+
+    def displace(self, inode: Inode) -> None:
+        """Notes that the inode's object is not where its name is."""
+        if inode.remote is not None:
+            self.displaced[inode.remote.key] = inode
+
+    def displace_if_moved(self, inode: Inode) -> None:
+        """`displace` for an inode that comes back from the journal."""
+        if inode.remote is not None and (not inode.linked or self.key(inode) != inode.remote.key):
+            self.displaced[inode.remote.key] = inode
+
+    def settle(self, key: str, inode: Inode) -> None:
+        """The inode's object has left `key`, or `key` has become its place."""
+        if self.displaced.get(key) is inode:
+            del self.displaced[key]
+
+    def note_deleted(self, key: str) -> None:
+        now = time.monotonic()
+        if len(self.deleted_at) > 4096:
+            self.deleted_at = {k: t for k, t in self.deleted_at.items() if now - t < 120}
+        self.deleted_at[key] = now
+
+    def forget(self, number: int, count: int) -> None:
+        """The kernel drops `count` references."""
+        inode = self.table.get(number)
+        if inode is not None:
+            inode.lookups -= count
+            self.drop_if_unused(inode)
+
+    def drop_if_unused(self, inode: Inode) -> None:
+        """Frees an inode that nothing refers to, unless a listing that is still good holds it."""
+        if inode.lookups > 0 or inode.opens or inode.dirty or inode.number == ROOT or inode.children:
+            return
+        parent = inode.parent
+        if inode.linked and parent is not None and parent.listing is not None:
+            if parent.listing.complete and time.monotonic() < parent.listing.valid_until:
+                return
+            parent.listing.complete = False
+            self.unlink(inode)
+        self.table.pop(inode.number, None)
+
+    def walk(self, inode: Inode) -> Iterator[Inode]:
+        """The inode and all that is known below it, parents first."""
+        stack = [inode]
+        while stack:
+            step = stack.pop()
+            yield step
+            stack.extend(step.children.values())

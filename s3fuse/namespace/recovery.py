@@ -1,0 +1,104 @@
+"""Rebuilds the tree's dirty part from the journal when a cache directory is mounted again."""
+
+from __future__ import annotations
+
+import logging
+import stat
+import time
+from typing import TYPE_CHECKING
+
+from s3fuse import attrs
+from s3fuse.attrs import Attributes
+from s3fuse.store.base import ObjectInfo
+from s3fuse.writing.journal import NodeRow, decode_map, decode_xattrs
+from s3fuse.writing.staging import DirtyFile, Staging
+
+if TYPE_CHECKING:
+    from s3fuse.namespace.changes import Changes
+    from s3fuse.namespace.inodes import Inode, Inodes
+
+log = logging.getLogger(__name__)
+
+
+def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.Defaults) -> int:
+    """Puts every journaled inode back in its place, dirty and queued; gives how many there are.
+
+    A file whose staging was damaged stays in the journal and fails with its reason, never silently.
+    """
+    rows = changes.journal.nodes()
+    known: set[tuple[int, int]] = set()
+    for row in rows:
+        known.update((row.number, layer.generation) for layer, _ in changes.journal.layers(row.number))
+    staging.remove_strays(known)
+    changes.journal.drop_layers_without_node()
+    inodes.reserve(max((row.number for row in rows), default=0))
+    for row in rows:
+        inode = _place(inodes, row, defaults)
+        _restore(inode, row, staging)
+        inodes.displace_if_moved(inode)
+        inode.version += 1
+        changes.dirty[inode.number] = inode
+        changes.queue(inode)
+    if rows:
+        log.info("the journal holds %d changes that are not in the bucket yet", len(rows))
+    return len(rows)
+
+
+def _place(inodes: Inodes, row: NodeRow, defaults: attrs.Defaults) -> Inode:
+    attributes = Attributes(
+        row.mode,
+        row.uid,
+        row.gid,
+        row.atime_ns,
+        row.mtime_ns,
+        row.ctime_ns,
+        row.rdev,
+        decode_xattrs(row.xattrs),
+        row.target,
+    )
+    if row.key is None:
+        return inodes.add_orphan(attributes, row.number)
+    names = row.key[len(inodes.prefix) :].rstrip("/").split("/")
+    if names == [""]:
+        inodes.root.set_attributes(attributes)
+        return inodes.root
+    parent = inodes.root
+    for name in names[:-1]:
+        parent = parent.children.get(name) or _unverified(inodes, parent, name, defaults)
+    there = parent.children.get(names[-1])
+    if there is not None:  # made above as the parent of another row: this row knows its attributes
+        inodes.unlink(there)
+        inode = inodes.add(parent, names[-1], attributes, row.number)
+        for child in list(there.children.values()):
+            inodes.move(child, inode, child.name)
+        inodes.drop_if_unused(there)
+        return inode
+    return inodes.add(parent, names[-1], attributes, row.number)
+
+
+def _unverified(inodes: Inodes, parent: Inode, name: str, defaults: attrs.Defaults) -> Inode:
+    attributes = attrs.decode(None, is_directory=True, modified_ns=time.time_ns(), defaults=defaults)
+    inode = inodes.add(parent, name, attributes)
+    inode.attributes_known = False
+    return inode
+
+
+def _restore(inode: Inode, row: NodeRow, staging: Staging) -> None:
+    inode.size = row.size
+    if row.remote_key is not None and row.remote_etag is not None:
+        inode.remote = ObjectInfo(
+            row.remote_key,
+            row.remote_size or 0,
+            row.remote_etag,
+            0,
+            decode_map(row.remote_metadata),
+            decode_map(row.remote_headers),
+        )
+    layers = staging.journal.layers(row.number)
+    if not layers or not stat.S_ISREG(row.mode):
+        return
+    base_bytes = inode.remote.size_bytes if inode.remote is not None else 0
+    inode.data = DirtyFile.recovered(staging, row.number, base_bytes, layers)
+    inode.size = inode.data.size
+    for problem in inode.data.damage():
+        log.error("staged data of %s is damaged: %s; it stays in %s", row.key, problem, staging.directory)

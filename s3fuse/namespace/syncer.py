@@ -1,0 +1,438 @@
+"""Brings the bucket to where the tree is: each dirty inode is uploaded, copied, moved or deleted.
+
+For one inode at a time: what should be at its key is compared with where its object is (`remote`), and the
+difference is one of upload, metadata-only copy, copy to another key, delete. Order between inodes follows from keys
+alone. An operation holds the keys it reads and writes, so no two touch one key at once. A key whose object still
+belongs to another inode is cleared first: that inode is brought to its own place, or, where that goes in a circle
+or the object is only kept for open handles, its object is set aside under a temporary key.
+
+After an operation memory and journal change in one step without awaits. A crash before that step repeats the
+operation; repeats are harmless, since our own result in the bucket is recognised (`_is_ours`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse import attrs, keys
+from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.store.base import ANY, MAX_COPY_BYTES, Bytes, Condition, ObjectInfo
+from s3fuse.writing.plan import Limits
+from s3fuse.writing.upload import Target, Version, copy_whole, upload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from s3fuse.namespace.changes import Changes
+    from s3fuse.namespace.directories import Directories
+    from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.store.base import Store
+
+log = logging.getLogger(__name__)
+
+#: User metadata with the upload's token: tells our own upload whose answer was lost from somebody else's.
+TOKEN = "s3fuse-write"
+#: How long an inode waits for another one that is in its way.
+BEHIND_S = 0.02
+DELETE_BATCH = 1000
+
+
+class Syncer:
+    """Runs `workers` operations at once until cancelled."""
+
+    def __init__(
+        self,
+        store: Store,
+        inodes: Inodes,
+        changes: Changes,
+        directories: Directories,
+        *,
+        workers: int = 16,
+        limits: Limits | None = None,
+    ) -> None:
+        self.store = store
+        self.inodes = inodes
+        self.changes = changes
+        self.directories = directories
+        self.limits = limits or Limits()
+        self.conflicts: list[str] = []
+        self.last_error = ""
+        self._slots = trio.CapacityLimiter(workers)
+        self._busy: set[str] = set()
+        self._failures: dict[int, int] = {}
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            while True:
+                inode = self.changes.pop_due()
+                if inode is None:
+                    await self.changes.wait_due()
+                elif inode.dirty and not self._take(inode):
+                    self.changes.queue(inode, BEHIND_S)
+                elif inode.dirty:
+                    batch = [inode] if inode.linked else [inode, *self._more_deletes()]
+                    await self._slots.acquire_on_behalf_of(batch[0])
+                    nursery.start_soon(self._attempt, batch)
+
+    # -- one operation
+
+    def _keys(self, inode: Inode) -> set[str]:
+        wanted = {inode.remote.key} if inode.remote is not None else set()
+        if inode.linked:
+            wanted.add(self.inodes.key(inode))
+        return wanted
+
+    def _take(self, inode: Inode) -> bool:
+        """Holds the inode and its keys, if nobody else does."""
+        wanted = self._keys(inode)
+        if inode.number in self.changes.in_flight or not self._busy.isdisjoint(wanted):
+            return False
+        self._busy |= wanted
+        self.changes.in_flight[inode.number] = wanted
+        return True
+
+    def _more_deletes(self) -> Iterable[Inode]:
+        """Further inodes that are due and only want their object deleted; one that is not goes back to the queue."""
+        for _ in range(DELETE_BATCH - 1):
+            inode = self.changes.pop_due()
+            if inode is None:
+                return
+            if inode.dirty and not inode.linked and self._take(inode):
+                yield inode
+            elif inode.dirty:
+                self.changes.queue(inode)
+                return
+
+    async def _attempt(self, batch: list[Inode]) -> None:
+        first = batch[0]
+        try:
+            if any(inode.linked and self._keys(inode) != self.changes.in_flight[inode.number] for inode in batch):
+                self.changes.queue(first)  # renamed since it was taken
+            elif first.linked:
+                await self._bring(first)
+            else:
+                await self._delete(batch)
+            for inode in batch:
+                self._failures.pop(inode.number, None)
+        except Exception as error:
+            if not isinstance(error, (StoreError, OSError)):
+                log.exception("bringing %r to the bucket failed", first)
+            for inode in batch:
+                self._postpone(inode, error)
+        finally:
+            for inode in batch:
+                self._busy -= self.changes.in_flight.pop(inode.number)
+            self._slots.release_on_behalf_of(first)
+
+    def _postpone(self, inode: Inode, error: Exception) -> None:
+        """Tells who waits, and tries again later: at once, then after up to a minute."""
+        failures = self._failures[inode.number] = self._failures.get(inode.number, 0) + 1
+        self.last_error = f"{inode.name or inode.number}: {error}"
+        if failures == 1:
+            log.info("upload of %r is put off: %s", inode.name, error)
+        self.changes.failed(inode, str(error))
+        self.changes.queue(inode, min(60.0, 0.25 * 2 ** min(failures, 9)) * random.uniform(0.5, 1.0))
+
+    async def _bring(self, inode: Inode) -> None:
+        key = self.inodes.key(inode)
+        if not await self._clear(inode, key):
+            self.changes.queue(inode, BEHIND_S)
+            return
+        try:
+            if inode.data is not None and inode.data.layers:
+                await self._upload(inode, key)
+            elif inode.remote is None:
+                await self._create(inode, key)
+            else:
+                await self._copy(inode, key)
+        except (PreconditionFailed, NotFound) as error:
+            await self._resolve(inode, key, error)
+
+    async def _delete(self, batch: list[Inode]) -> None:
+        ready = [inode for inode in batch if not inode.opens and inode.remote is not None]
+        with self.changes.journal.transaction():
+            for inode in batch:
+                if not inode.opens and inode.remote is None:
+                    self._forget_object(inode)
+        if not ready:  # still open somewhere: queued again by the last close
+            return
+        gone = [inode.remote.key for inode in ready if inode.remote is not None]
+        failed: dict[str, str] = {}
+        if len(gone) == 1:
+            await self.store.delete(gone[0])
+        else:
+            failed.update(await self.store.delete_many(gone))
+        with self.changes.journal.transaction():
+            for inode, key in zip(ready, gone, strict=True):
+                if key in failed:
+                    self._postpone(inode, OSError(5, failed[key], key))
+                    continue
+                self.inodes.note_deleted(key)
+                self._forget_object(inode)
+
+    def _forget_object(self, inode: Inode) -> None:
+        """The unlinked inode's object is gone; call it inside a journal transaction."""
+        if inode.remote is not None:
+            self.inodes.settle(inode.remote.key, inode)
+            inode.remote = None
+        self.changes.synced(inode, inode.version)
+        if inode.data is not None and not inode.opens:
+            inode.data.discard()
+        self.inodes.drop_if_unused(inode)
+
+    # -- clearing the way
+
+    async def _clear(self, inode: Inode, key: str) -> bool:
+        """Whether `key` may be written now. Moves another inode's object out of the way, or asks for that."""
+        other = self.inodes.displaced.get(key)
+        if other is None or other is inode or other.remote is None:
+            return True
+        if not other.linked:
+            if other.opens:
+                await self._set_aside(other)
+            return True
+        if self._in_circle(inode, other):
+            await self._set_aside(other)
+            return True
+        self.changes.queue(other)
+        return False
+
+    def _in_circle(self, inode: Inode, other: Inode) -> bool:
+        """Whether bringing `other` to its place would need `inode` to have left its own first."""
+        seen = {other.number}
+        step: Inode | None = other
+        while step is not None and step.linked:
+            step = self.inodes.displaced.get(self.inodes.key(step))
+            if step is inode:
+                return True
+            if step is not None and step.number in seen:
+                return False  # a circle that others will break
+            if step is not None:
+                seen.add(step.number)
+        return False
+
+    async def _set_aside(self, other: Inode) -> None:
+        """Copies the object to a temporary key; its old key then belongs to nobody and may be overwritten."""
+        source = other.remote
+        assert source is not None
+        target = Target(keys.temporary_key(self.inodes.prefix), {}, {}, ANY)
+        etag = await copy_whole(self.store, source, target, replace=False, limits=self.limits, max_copy_bytes=MAX_COPY_BYTES)
+        with self.changes.journal.transaction():
+            self.inodes.settle(source.key, other)
+            other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
+            self.inodes.displace(other)
+            self.changes.record(other)
+            self._orphan(source)
+
+    def _orphan(self, remote: ObjectInfo) -> None:
+        """Gives an object that nobody wants any more to an inode without a name, so that it is hidden and deleted."""
+        defaults = attrs.decode(None, is_directory=False, modified_ns=0, defaults=self.directories.defaults)
+        orphan = self.inodes.add_orphan(defaults)
+        orphan.remote = remote
+        self.inodes.displace(orphan)
+        self.changes.changed(orphan, 0.0)
+
+    # -- the operations
+
+    def _condition(self, inode: Inode, key: str) -> Condition:
+        """What the bucket must have at `key` for our write to be the next version of it."""
+        if inode.is_directory:
+            return ANY
+        if inode.remote is not None and inode.remote.key == key:
+            return Condition(etag=inode.remote.etag)
+        occupant = self.inodes.displaced.get(key)
+        if occupant is not None and occupant.remote is not None:
+            return Condition(etag=occupant.remote.etag)
+        return Condition(absent=True)
+
+    async def _kept(self, inode: Inode) -> ObjectInfo | None:
+        """The remote version with its metadata and headers, which a rewrite must keep."""
+        remote = inode.remote
+        if remote is None or (remote.metadata is not None and remote.headers is not None):
+            return remote
+        info = await self.store.head(remote.key)
+        if info.etag != remote.etag:
+            raise PreconditionFailed(f"{remote.key} was changed by somebody else", remote.key)
+        if inode.remote is remote:
+            inode.remote = dataclasses.replace(remote, metadata=info.metadata, headers=info.headers)
+        return info
+
+    async def _target(self, inode: Inode, key: str, token: str | None) -> Target:
+        kept = await self._kept(inode)
+        metadata = attrs.encode(inode.attributes(), kept.metadata or {} if kept else {})
+        metadata.pop(TOKEN, None)
+        if token is not None:
+            metadata[TOKEN] = token
+        headers = dict(kept.headers or {}) if kept else {"content-type": self._content_type(inode)}
+        return Target(key, metadata, headers, self._condition(inode, key))
+
+    @staticmethod
+    def _content_type(inode: Inode) -> str:
+        return "application/x-directory" if inode.is_directory else keys.content_type(inode.name)
+
+    async def _upload(self, inode: Inode, key: str) -> None:
+        data = inode.data
+        assert data is not None
+        token = data.freeze()
+        version = inode.version if len(data.layers) == 1 else inode.version - 1
+        frozen = Version.frozen(data, inode.remote)
+        target = await self._target(inode, key, token)
+        etag = await upload(self.store, frozen, target, self.limits)
+        self._arrived(inode, target, etag, frozen.size_bytes, version)
+
+    async def _create(self, inode: Inode, key: str) -> None:
+        """Writes what has no staged bytes: directory markers, symlinks, special and empty files."""
+        version = inode.version
+        body = inode.target or b""
+        target = await self._target(inode, key, None)
+        etag = await self.store.put(
+            key, Bytes(body), metadata=target.metadata, headers=target.headers, condition=target.condition
+        )
+        self._arrived(inode, target, etag, len(body), version)
+
+    async def _copy(self, inode: Inode, key: str) -> None:
+        """Moves the object, or changes only its metadata: a copy on the server."""
+        version = inode.version
+        target = await self._target(inode, key, None)
+        source = inode.remote
+        assert source is not None
+        etag = await copy_whole(
+            self.store, source, target, replace=True, limits=self.limits, max_copy_bytes=MAX_COPY_BYTES
+        )
+        self._arrived(inode, target, etag, source.size_bytes, version)
+
+    def _arrived(self, inode: Inode, target: Target, etag: str, size: int, version: int) -> None:
+        """The bucket has `inode` as of `version` at the target: memory and journal learn it in one step."""
+        before = inode.remote
+        with self.changes.journal.transaction():
+            occupant = self.inodes.displaced.get(target.key)
+            if occupant is not None and occupant is not inode:
+                self._forget_object(occupant)
+            if inode.data is not None and inode.data.frozen:
+                inode.data.commit(size)
+            if before is not None:
+                self.inodes.settle(before.key, inode)
+            inode.remote = ObjectInfo(target.key, size, etag, 0, target.metadata, target.headers)
+            if before is not None and before.key != target.key:
+                self._orphan(before)
+            if inode.linked and self.inodes.key(inode) == target.key:
+                self.changes.synced(inode, version)
+            else:
+                self.inodes.displace(inode)
+                self.changes.changed(inode, 0.0)
+        inode.valid_until = time.monotonic() + self.directories.ttl_s
+        if inode.data is not None and not inode.data.layers and not inode.opens:
+            inode.data.close()
+            inode.data = None
+        self.inodes.drop_if_unused(inode)
+
+    # -- somebody else was there
+
+    async def _resolve(self, inode: Inode, key: str, error: StoreError) -> None:
+        """A condition failed or an object is gone: finds out whether that was us, and keeps both versions if not."""
+        try:
+            info: ObjectInfo | None = await self.store.head(key)
+        except NotFound:
+            info = None
+        data = inode.data
+        if info is not None and self._is_ours(inode, info):
+            target = Target(key, info.metadata or {}, info.headers or {}, ANY)
+            self._arrived(inode, target, info.etag, info.size_bytes, inode.synced_version)
+            self.changes.queue(inode)
+        elif data is None or not data.layers:
+            await self._base_changed(inode, key, info)
+        elif inode.remote is not None and any(p.source == -1 for p in data.pieces(0, data.size)):
+            raise OSError(116, f"version {inode.remote.etag} that the changes are based on is gone from the bucket") from error
+        elif info is None:  # deleted by somebody else: our version is a new file
+            self._rebase(inode)
+        else:
+            self._step_aside(inode, info)
+
+    def _is_ours(self, inode: Inode, info: ObjectInfo) -> bool:
+        """Whether the object is the result of an operation of ours whose answer we have not seen."""
+        metadata = info.metadata or {}
+        if inode.data is not None and inode.data.layers:
+            return metadata.get(TOKEN) == inode.data.tokens[0]
+        wanted = attrs.encode(inode.attributes(), metadata)
+        return info.size_bytes == inode.size and dict(metadata) == wanted
+
+    async def _base_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
+        """Only the name or metadata changed here, and the object that it was about was changed elsewhere."""
+        remote = inode.remote
+        if remote is None or (info is not None and remote.key != key):
+            if info is None:
+                raise PreconditionFailed(f"{key} cannot be written: its state in the bucket keeps changing", key)
+            self._step_aside(inode, info)
+            return
+        try:
+            current = info if remote.key == key and info is not None else await self.store.head(remote.key)
+        except NotFound:
+            log.warning("%s was deleted by somebody else while it was renamed or its attributes were changed", key)
+            self._lose(inode)
+            return
+        inode.remote, inode.size = current, current.size_bytes
+        self.changes.changed(inode, 0.0)
+
+    def _rebase(self, inode: Inode) -> None:
+        if inode.remote is not None:
+            self.inodes.settle(inode.remote.key, inode)
+            inode.remote = None
+        self.changes.changed(inode, 0.0)
+
+    def _lose(self, inode: Inode) -> None:
+        with self.changes.journal.transaction():
+            if inode.remote is not None:
+                self.inodes.settle(inode.remote.key, inode)
+                inode.remote = None
+            self.changes.synced(inode, inode.version)
+        self.inodes.detach(inode)
+
+    def _step_aside(self, inode: Inode, theirs: ObjectInfo) -> None:
+        """The bucket's version keeps the name, ours goes beside it."""
+        parent = inode.parent
+        assert parent is not None and parent.listing is not None
+        name = keys.conflict_name(inode.name, socket.gethostname(), time.time())
+        while name in parent.children:
+            name = keys.conflict_name(inode.name, socket.gethostname() + random.choice("abcdefgh"), time.time())
+        log.warning("%s was changed by somebody else (%s); this mount's version is now %s", theirs.key, theirs.etag, name)
+        self.conflicts.append(f"{theirs.key} -> {name}")
+        if inode.remote is not None and inode.remote.key == theirs.key:
+            inode.remote = None
+        self.changes.moved(inode, parent, name)
+        self.changes.failed(inode, f"{theirs.key} was changed by somebody else; this version is kept as {name}")
+        self.changes.queue(inode)
+        parent.listing.valid_until = 0.0
+        parent.listing.complete = False
+
+    # -- waiting
+
+    async def sync(self, inode: Inode) -> None:
+        """Returns when the bucket has the inode as it is now. Raises OSError(EIO) when an attempt fails."""
+        wanted = inode.version
+        while inode.synced_version < wanted:
+            self.changes.queue(inode)
+            await self.changes.attempted(inode)
+            if inode.error is not None:
+                raise OSError(5, inode.error, inode.name)
+
+    async def drain(self, progress: Callable[[], None] = lambda: None, *, give_up: bool = False) -> list[Inode]:
+        """Brings everything that is dirty now to the bucket; gives what failed, with `give_up` after one attempt each."""
+        pending = {inode.number: (inode, inode.version) for inode in self.changes.dirty.values()}
+        failed: list[Inode] = []
+        for inode, _ in pending.values():
+            self.changes.queue(inode)
+        for inode, version in pending.values():
+            while inode.synced_version < version and not (not inode.linked and inode.opens):
+                await self.changes.attempted(inode)
+                progress()
+                if inode.error is not None and give_up:
+                    failed.append(inode)
+                    break
+        return failed

@@ -1,0 +1,1 @@
+"""The read path: `window` decides how far ahead, `blocks` fetches and keeps."""

@@ -1,0 +1,207 @@
+"""The block cache: bytes of object versions in memory, up to a hard limit, fetched once however many wait.
+
+A block is `BLOCK_BYTES` of one version, keyed by (key, etag, index): a version never changes, so a block is never
+stale. Neighbouring blocks that are missing come with one ranged GET, which fills their buffers one after the other.
+Buffers are allocated once and used again; the least recently used block gives its buffer up.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse.errors import StoreError
+
+if TYPE_CHECKING:
+    from s3fuse.store.base import ObjectInfo, Store
+
+BLOCK_BYTES = 128 << 10
+#: Longest range of one GET; longer ones are fetched as several in parallel.
+RANGE_BYTES = 8 << 20
+
+BlockKey = tuple[str, str, int]
+
+
+class Fetch:
+    """One GET under way. `error` is set before `done` when it failed."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: Exception | None = None
+
+
+class Block:
+    """A buffer and what fills it; `fetch` is None once all bytes are there."""
+
+    __slots__ = ("buffer", "fetch")
+
+    def __init__(self, buffer: bytearray, fetch: Fetch) -> None:
+        self.buffer = buffer
+        self.fetch: Fetch | None = fetch
+
+
+class BlockCache:
+    """Reads object versions through memory. `limit_bytes` counts every buffer, filled or not."""
+
+    def __init__(self, store: Store, nursery: trio.Nursery, limit_bytes: int) -> None:
+        self.store = store
+        self.hits = self.misses = 0
+        self._nursery = nursery
+        self._limit_blocks = max(64, limit_bytes // BLOCK_BYTES)
+        self._blocks: OrderedDict[BlockKey, Block] = OrderedDict()
+        self._free: list[bytearray] = []
+        self._allocated = 0
+        self._freed = trio.Event()
+
+    @property
+    def used_bytes(self) -> int:
+        return self._allocated * BLOCK_BYTES
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._limit_blocks * BLOCK_BYTES
+
+    async def read(self, version: ObjectInfo, start: int, stop: int) -> bytes | memoryview:
+        """Bytes [start, stop) of the version, which must be inside it. Raises what the store raised."""
+        indexes = range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1)
+        key, etag = version.key, version.etag
+        while True:
+            waiting = await self._demand(version, indexes)
+            for fetch in waiting:
+                await fetch.done.wait()
+                if fetch.error is not None:
+                    raise fetch.error
+            blocks = [self._blocks.get((key, etag, index)) for index in indexes]
+            ready = [block for block in blocks if block is not None and block.fetch is None]
+            if len(ready) == len(indexes):
+                break
+        first = start - indexes[0] * BLOCK_BYTES
+        if len(ready) == 1:
+            return memoryview(ready[0].buffer)[first : first + stop - start]
+        last = stop - indexes[-1] * BLOCK_BYTES
+        views: list[memoryview | bytearray] = [memoryview(ready[0].buffer)[first:]]
+        views.extend(block.buffer for block in ready[1:-1])
+        views.append(memoryview(ready[-1].buffer)[:last])
+        return b"".join(views)
+
+    def prefetch(self, version: ObjectInfo, start: int, stop: int) -> None:
+        """Starts fetching what is missing of [start, stop), as far as buffers can be had without waiting."""
+        missing = self._missing(version, range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)))
+        for run in missing:
+            self._start(version, run, self._buffers(len(run)))
+
+    def drop(self, key: str) -> None:
+        """Forgets the ready blocks of an object that is gone."""
+        for block_key in [k for k, block in self._blocks.items() if k[0] == key and block.fetch is None]:
+            self._free.append(self._blocks.pop(block_key).buffer)
+
+    # -- fetching
+
+    async def _demand(self, version: ObjectInfo, indexes: range) -> list[Fetch]:
+        """Starts what is missing and gives the fetches to wait for; waits where no buffer can be had."""
+        for run in self._missing(version, indexes):
+            buffers = self._buffers(len(run))
+            while len(buffers) < len(run):
+                await self._freed.wait()
+                buffers += self._buffers(len(run) - len(buffers))
+            self._start(version, [index for index in run if not self._has(version, index)], buffers)
+        fetches: list[Fetch] = []
+        for index in indexes:
+            block_key = (version.key, version.etag, index)
+            block = self._blocks.get(block_key)
+            if block is None:
+                continue
+            self._blocks.move_to_end(block_key)
+            if block.fetch is not None and block.fetch not in fetches:
+                fetches.append(block.fetch)
+        return fetches
+
+    def _has(self, version: ObjectInfo, index: int) -> bool:
+        return (version.key, version.etag, index) in self._blocks
+
+    def _missing(self, version: ObjectInfo, indexes: range) -> list[list[int]]:
+        """The runs of neighbouring blocks that are neither there nor on their way, none longer than one GET."""
+        runs: list[list[int]] = []
+        run: list[int] = []
+        for index in indexes:
+            if self._has(version, index):
+                self.hits += 1
+                run = []
+                continue
+            self.misses += 1
+            if not run or len(run) * BLOCK_BYTES >= RANGE_BYTES:
+                run = []
+                runs.append(run)
+            run.append(index)
+        return runs
+
+    def _buffers(self, wanted: int) -> list[bytearray]:
+        """Up to `wanted` buffers: free ones, new ones below the limit, then those of the blocks used longest ago."""
+        got: list[bytearray] = []
+        while len(got) < wanted:
+            if self._free:
+                got.append(self._free.pop())
+            elif self._allocated < self._limit_blocks:
+                self._allocated += 1
+                got.append(bytearray(BLOCK_BYTES))
+            elif (buffer := self._evict()) is not None:
+                got.append(buffer)
+            else:
+                self._freed = trio.Event()
+                break
+        return got
+
+    def _evict(self) -> bytearray | None:
+        for block_key, block in self._blocks.items():
+            if block.fetch is None:
+                del self._blocks[block_key]
+                return block.buffer
+        return None
+
+    def _start(self, version: ObjectInfo, run: list[int], buffers: list[bytearray]) -> None:
+        """Spawns one GET for a run of neighbouring blocks (fewer, where there are fewer buffers)."""
+        spare = buffers[len(run) :]
+        if spare:
+            self._free.extend(spare)
+            self._freed.set()
+        fetch = Fetch()
+        taken: list[int] = []
+        for index, buffer in zip(run, buffers, strict=False):
+            if taken and index != taken[-1] + 1:  # somebody fetched what was between
+                self._nursery.start_soon(self._fetch, version, taken, fetch)
+                fetch, taken = Fetch(), []
+            self._blocks[(version.key, version.etag, index)] = Block(buffer, fetch)
+            taken.append(index)
+        if taken:
+            self._nursery.start_soon(self._fetch, version, taken, fetch)
+
+    async def _fetch(self, version: ObjectInfo, run: list[int], fetch: Fetch) -> None:
+        offset = run[0] * BLOCK_BYTES
+        blocks = [self._blocks[(version.key, version.etag, index)] for index in run]
+        left = min(version.size_bytes - offset, len(run) * BLOCK_BYTES)
+        views = []
+        for block in blocks:
+            views.append(memoryview(block.buffer)[: min(left, BLOCK_BYTES)])
+            left -= BLOCK_BYTES
+        try:
+            await self.store.get_into(version.key, offset, views, etag=version.etag)
+        except StoreError as error:
+            self._fail(version, run, fetch, error)
+        except BaseException:
+            self._fail(version, run, fetch, StoreError("the mount is closing", version.key))
+            raise
+        else:
+            for block in blocks:
+                block.fetch = None
+        finally:
+            fetch.done.set()
+            self._freed.set()
+
+    def _fail(self, version: ObjectInfo, run: list[int], fetch: Fetch, error: Exception) -> None:
+        fetch.error = error
+        for index in run:
+            self._free.append(self._blocks.pop((version.key, version.etag, index)).buffer)

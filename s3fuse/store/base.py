@@ -1,0 +1,221 @@
+"""The store protocol: all that the rest of s3fuse knows of S3 (or of a later store such as IPFS).
+
+Keys are str, sizes and offsets bytes, times ns since the epoch, etags the server's text without quotes. User
+metadata has lower-case names without `x-amz-meta-`. Every method raises only `errors.StoreError`s, answers or
+raises within the store's deadline, and may be cancelled at any await. An object version is (key, etag): a
+conditional form sees exactly that version or raises `PreconditionFailed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+#: S3's limits. Sizes in bytes.
+MAX_PUT_BYTES = 5 << 30
+MAX_COPY_BYTES = 5 << 30
+MIN_PART_BYTES = 5 << 20
+MAX_PART_BYTES = 5 << 30
+MAX_PARTS = 10_000
+MAX_OBJECT_BYTES = 5 << 40
+MAX_KEY_BYTES = 1024
+MAX_METADATA_BYTES = 2048
+
+#: Headers that belong to an object and must survive when it is rewritten (lower case).
+KEPT_HEADERS = frozenset(
+    {
+        "content-type",
+        "cache-control",
+        "content-disposition",
+        "content-encoding",
+        "content-language",
+        "expires",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One version of one object. `metadata` and `headers` are None when the answer did not carry them."""
+
+    key: str
+    size_bytes: int
+    etag: str
+    modified_ns: int
+    metadata: Mapping[str, str] | None = None
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Up to 1000 entries of a listing in key order; `next_token` is None on the last page."""
+
+    objects: tuple[ObjectInfo, ...]
+    prefixes: tuple[str, ...]
+    next_token: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What the probe saw the server do (not what it claims)."""
+
+    server: str
+    list_metadata: bool
+    conditional_put: bool
+    conditional_multipart: bool
+    snowball: bool
+    notifications: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One finished part of a multipart upload."""
+
+    number: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A multipart upload that was begun and neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    initiated_ns: int
+
+
+class Body(Protocol):
+    """Content to send. `chunks` may be called again: each retry sends from the start."""
+
+    @property
+    def size_bytes(self) -> int: ...
+
+    def chunks(self) -> AsyncIterator[Buffer]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """A body that is in memory."""
+
+    data: Buffer
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.data)
+
+    async def chunks(self) -> AsyncIterator[Buffer]:
+        if len(self.data):
+            yield self.data
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What must be true of the key for a write to happen.
+
+    `Condition()` writes whatever is there; `etag` demands that version; `absent` demands that there is none.
+    """
+
+    etag: str | None = None
+    absent: bool = False
+
+
+ANY = Condition()
+
+
+class Store(Protocol):
+    """An object store. One instance serves one bucket and is used from one trio thread."""
+
+    #: Requests sent so far by operation: list, head, get, put, copy, delete, delete_many, multipart_create,
+    #: multipart_put, multipart_copy, multipart_complete, multipart_abort, list_uploads. Retries count again.
+    requests: Counter[str]
+
+    async def check(self) -> None:
+        """Returns when the bucket answers with these credentials. Raises NoSuchBucket, AccessDenied, Unavailable."""
+
+    async def probe(self) -> Capabilities:
+        """What this server can do; leaves nothing behind in the bucket."""
+
+    async def create_bucket(self) -> None:
+        """Makes the bucket; a bucket that is there already and is ours is no error."""
+
+    async def list_page(
+        self, prefix: str, *, delimiter: str = "/", token: str | None = None, start_after: str = "", limit: int = 1000
+    ) -> Page:
+        """One page of keys that begin with `prefix`, with user metadata where the server gives it."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        """The current version, with metadata and headers. Raises NotFound."""
+
+    async def get_into(self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str) -> None:
+        """Fills the buffers, one after the other, with bytes of version `etag` from `offset` on (one ranged GET).
+
+        Raises NotFound or PreconditionFailed where that version is gone, BadResponse where not every byte came.
+        """
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        metadata: Mapping[str, str],
+        headers: Mapping[str, str],
+        condition: Condition = ANY,
+    ) -> str:
+        """Makes the object in one request and gives its etag; what the server stored is checked against what was sent.
+
+        A lost answer to a conditional put is resolved by looking: our own bytes there count as success.
+        """
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        source_etag: str,
+        metadata: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        condition: Condition = ANY,
+    ) -> str:
+        """Server-side copy of version `source_etag` of up to MAX_COPY_BYTES; gives the new etag.
+
+        `metadata` None copies metadata and headers too; else both are replaced (source == target is then a
+        metadata-only change). `condition` is about the target; where the server ignores it on copies it is checked
+        by HEAD just before.
+        """
+
+    async def delete(self, key: str) -> None:
+        """Deletes the object; one that is not there is no error."""
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        """Deletes up to 1000 objects in one request; gives the keys that failed with the reason."""
+
+    async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
+        """Begins a multipart upload and gives its id."""
+
+    async def multipart_put(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+        """Sends part `number` (1 to MAX_PARTS)."""
+
+    async def multipart_copy(
+        self, key: str, upload_id: str, number: int, *, source: str, source_etag: str, start: int, stop: int
+    ) -> Part:
+        """Makes part `number` from bytes [start, stop) of version `source_etag` of `source`, on the server."""
+
+    async def multipart_complete(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
+    ) -> str:
+        """Makes the object from its parts and gives its etag. An error hidden in a 200 answer raises."""
+
+    async def multipart_abort(self, key: str, upload_id: str) -> None:
+        """Drops an upload and its parts; one that is gone is no error."""
+
+    async def list_uploads(self, prefix: str) -> Sequence[Upload]:
+        """The unfinished multipart uploads of keys that begin with `prefix`."""
+
+    async def aclose(self) -> None:
+        """Closes every connection."""

@@ -1,0 +1,315 @@
+"""The S3 store: every operation of `base.Store` as signed requests of the lean transport.
+
+What a PUT stores is checked by the server against an x-amz-checksum-crc32 header (7 GB/s here, MD5 0.9, SHA-256 2.1):
+MinIO and SeaweedFS refuse a mismatch and echo the checksum. Where it is not echoed, MD5 is compared with the etag.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from typing import TYPE_CHECKING
+from urllib.parse import urlencode
+
+import trio
+
+from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, StoreError
+from s3fuse.store import s3xml
+from s3fuse.store.base import ANY, Bytes, Part
+from s3fuse.store.s3admin import make_bucket
+from s3fuse.store.s3checks import check_stored, crc32_header, md5_header, md5_of, multipart_etag
+from s3fuse.store.s3client import Call, S3Client, acted
+from s3fuse.store.s3headers import check_range, condition_headers, object_info, write_headers
+from s3fuse.store.s3probe import Findings, probe
+from s3fuse.store.transport import Transport
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from minio.credentials.providers import Provider
+
+    from s3fuse.store.base import Body, Capabilities, Condition, ObjectInfo, Page, Upload
+    from s3fuse.store.transport import Answer
+
+#: How often a conditional write is tried when its answers get lost.
+_CONDITIONAL_ATTEMPTS = 5
+
+
+class S3Store:
+    """A bucket of an S3 server. `endpoint` is `http[s]://HOST[:PORT]`; times are seconds.
+
+    `deadline_s` bounds each operation, grown by its size; waiting for one of the `max_requests` slots comes on top.
+    Raises ValueError for an endpoint that is no such URL.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        bucket: str,
+        credentials: Provider,
+        *,
+        region: str = "us-east-1",
+        max_requests: int = 32,
+        ca_file: str | None = None,
+        deadline_s: float = 30.0,
+    ) -> None:
+        self.requests: Counter[str] = Counter()
+        self._transport = Transport(
+            endpoint, max_requests=max_requests, ca_file=ca_file, stall_timeout_s=min(15.0, deadline_s)
+        )
+        self._client = S3Client(self._transport, bucket, region, credentials, self.requests, deadline_s)
+        self._bucket = bucket
+        self._make_bucket = functools.partial(
+            make_bucket, self._transport.endpoint, bucket, credentials, region, ca_file, deadline_s
+        )
+        self._findings = Findings()
+
+    async def check(self) -> None:
+        # A listing and not HEAD: its refusals have a body that says why.
+        query = _query({"list-type": "2", "max-keys": "1"})
+        answer = await self._client.send(Call("list", "GET", query=query))
+        s3xml.parse_page(answer.body, metadata_known=False)
+
+    async def probe(self) -> Capabilities:
+        self._findings = await probe(self._client, self)
+        return self._findings.capabilities(self._client.server)
+
+    async def create_bucket(self) -> None:
+        await trio.to_thread.run_sync(self._make_bucket, abandon_on_cancel=True)
+
+    async def list_page(
+        self, prefix: str, *, delimiter: str = "/", token: str | None = None, start_after: str = "", limit: int = 1000
+    ) -> Page:
+        fields = {"list-type": "2", "encoding-type": "url", "max-keys": str(limit), "prefix": prefix}
+        fields |= {"delimiter": delimiter} if delimiter else {}
+        fields |= {"start-after": start_after} if start_after else {}
+        fields |= {"continuation-token": token} if token is not None else {}
+        known = self._findings.list_metadata
+        if known is not False:
+            try:
+                return await self._list(fields | {"metadata": "true"}, metadata_known=bool(known))
+            except BadResponse:
+                # MinIO makes element names of metadata names, and somebody's names may not be XML: do without.
+                pass
+        return await self._list(fields, metadata_known=False)
+
+    async def _list(self, fields: Mapping[str, str], *, metadata_known: bool) -> Page:
+        answer = await self._client.send(Call("list", "GET", query=_query(fields)))
+        return s3xml.parse_page(answer.body, metadata_known=metadata_known)
+
+    async def head(self, key: str) -> ObjectInfo:
+        return object_info(key, await self._client.send(Call("head", "HEAD", key)))
+
+    async def get_into(self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str) -> None:
+        size_bytes = sum(map(len, buffers))
+        if not size_bytes:
+            return
+        headers = {"range": f"bytes={offset}-{offset + size_bytes - 1}", "if-match": f'"{etag}"'}
+
+        def check(answer: Answer) -> None:
+            check_range(answer, offset, size_bytes, etag)
+
+        call = Call("get", "GET", key, "", headers, buffers=buffers, check=check, size_bytes=size_bytes)
+        await self._client.send(call)
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        metadata: Mapping[str, str],
+        headers: Mapping[str, str],
+        condition: Condition = ANY,
+    ) -> str:
+        sent = write_headers(metadata, headers, key) | condition_headers(condition)
+        sent["x-amz-checksum-crc32"] = await crc32_header(body)
+        call = Call("put", "PUT", key, "", sent, body, size_bytes=body.size_bytes, conditional=condition != ANY)
+
+        async def write() -> str:
+            if condition != ANY and self._findings.conditional_put is False:
+                await self._look(key, condition)
+            answer = await self._client.send(call)
+            return await check_stored(answer.headers, sent["x-amz-checksum-crc32"], body, key)
+
+        if condition == ANY:
+            return await write()
+
+        async def ours() -> str | None:
+            found = await self.head(key)
+            same = found.size_bytes == body.size_bytes and found.metadata == metadata
+            return found.etag if same and found.etag == await md5_of(body) else None
+
+        return await self._resolved(write, ours, PreconditionFailed)
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        source_etag: str,
+        metadata: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        condition: Condition = ANY,
+    ) -> str:
+        sent = self._copy_source(source, source_etag) | condition_headers(condition)
+        if metadata is not None:
+            sent |= write_headers(metadata, headers or {}, target) | {"x-amz-metadata-directive": "REPLACE"}
+        # The condition on the source is the condition on the target of a metadata-only change.
+        settled = source == target and condition.etag == source_etag
+        conditional = condition != ANY and not settled
+        call = Call("copy", "PUT", target, "", sent, conditional=conditional)
+
+        async def write() -> str:
+            if conditional and not self._findings.conditional_copy:
+                await self._look(target, condition)
+            answer = await self._client.send(call)
+            self._client.hidden_failure(call, answer.body)
+            return s3xml.parse_result(answer.body, "CopyObjectResult", "ETag")
+
+        if not conditional:
+            return await write()
+
+        async def ours() -> str | None:
+            found = await self.head(target)
+            return found.etag if found.etag == source_etag and metadata in (None, found.metadata) else None
+
+        return await self._resolved(write, ours, PreconditionFailed)
+
+    def _copy_source(self, source: str, source_etag: str) -> dict[str, str]:
+        return {
+            "x-amz-copy-source": self._client.path(source),
+            "x-amz-copy-source-if-match": f'"{source_etag}"',
+        }
+
+    async def _look(self, key: str, condition: Condition) -> None:
+        """Checks by HEAD a condition that the server does not check itself."""
+        try:
+            found: str | None = (await self.head(key)).etag
+        except NotFound:
+            found = None
+        if found != condition.etag:
+            raise PreconditionFailed(f"{self._client.name(key)} is version {found or 'none'}", key)
+
+    async def _resolved(
+        self,
+        write: Callable[[], Awaitable[str]],
+        ours: Callable[[], Awaitable[str | None]],
+        puzzling: type[StoreError] | tuple[type[StoreError], ...],
+    ) -> str:
+        """Does a write that cannot blindly be repeated; `ours` looks whether it happened and gives the etag.
+
+        After a lost answer, what happened is looked up before the next try, and again where that try fails as one
+        fails whose predecessor succeeded (`puzzling`).
+        """
+        in_doubt = False
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await write()
+            except StoreError as exc:
+                in_doubt = in_doubt or acted(exc)
+                if not (in_doubt and (exc.transient or isinstance(exc, puzzling))):
+                    raise
+                try:
+                    etag = await ours()
+                except NotFound:
+                    etag = None
+                if etag is not None:
+                    return etag
+                if not exc.transient or attempt >= _CONDITIONAL_ATTEMPTS:
+                    raise
+            await trio.sleep(self._client.backoff_s(attempt))
+
+    async def delete(self, key: str) -> None:
+        try:
+            await self._client.send(Call("delete", "DELETE", key))
+        except NotFound:
+            return
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        named = [key for key in keys if s3xml.fits_xml(key)]
+        failed: dict[str, str] = {}
+        if named:
+            body = s3xml.delete_body(named)
+            call = Call("delete_many", "POST", "", "delete=", {"content-md5": md5_header(body)}, Bytes(body))
+            failed |= s3xml.parse_deleted((await self._client.send(call)).body)
+        for key in set(keys).difference(named):
+            try:
+                await self.delete(key)
+            except StoreError as exc:
+                failed[key] = str(exc)
+        return failed
+
+    async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
+        sent = write_headers(metadata, headers, key)
+        answer = await self._client.send(Call("multipart_create", "POST", key, "uploads=", sent))
+        return s3xml.parse_result(answer.body, "InitiateMultipartUploadResult", "UploadId")
+
+    async def multipart_put(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+        checksum = await crc32_header(body)
+        query = _query({"partNumber": str(number), "uploadId": upload_id})
+        sent = {"x-amz-checksum-crc32": checksum}
+        call = Call("multipart_put", "PUT", key, query, sent, body, size_bytes=body.size_bytes)
+        answer = await self._client.send(call)
+        return Part(number, await check_stored(answer.headers, checksum, body, key))
+
+    async def multipart_copy(
+        self, key: str, upload_id: str, number: int, *, source: str, source_etag: str, start: int, stop: int
+    ) -> Part:
+        sent = self._copy_source(source, source_etag) | {"x-amz-copy-source-range": f"bytes={start}-{stop - 1}"}
+        query = _query({"partNumber": str(number), "uploadId": upload_id})
+        call = Call("multipart_copy", "PUT", key, query, sent, size_bytes=stop - start)
+        answer = await self._client.send(call)
+        self._client.hidden_failure(call, answer.body)
+        return Part(number, s3xml.parse_result(answer.body, "CopyPartResult", "ETag"))
+
+    async def multipart_complete(
+        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
+    ) -> str:
+        body = Bytes(s3xml.complete_body(parts))
+        sent = {"content-type": "application/xml"} | condition_headers(condition)
+        query = _query({"uploadId": upload_id})
+        # Joining 10,000 parts takes servers seconds; only the stall timeout bounds a single try.
+        call = Call("multipart_complete", "POST", key, query, sent, body, conditional=True)
+
+        async def write() -> str:
+            if condition != ANY and self._findings.conditional_multipart is False:
+                await self._look(key, condition)
+            answer = await self._client.send(call)
+            self._client.hidden_failure(call, answer.body)
+            return s3xml.parse_result(answer.body, "CompleteMultipartUploadResult", "ETag")
+
+        async def ours() -> str | None:
+            found = await self.head(key)
+            return found.etag if found.etag == multipart_etag(parts) else None
+
+        return await self._resolved(write, ours, (PreconditionFailed, NotFound))
+
+    async def multipart_abort(self, key: str, upload_id: str) -> None:
+        try:
+            query = _query({"uploadId": upload_id})
+            await self._client.send(Call("multipart_abort", "DELETE", key, query))
+        except NotFound:
+            return
+
+    async def list_uploads(self, prefix: str) -> Sequence[Upload]:
+        # MinIO finds uploads of one exact key only, but gives all of them when asked without a prefix.
+        asked = "" if self._client.server == "MinIO" else prefix
+        fields = {"uploads": "", "encoding-type": "url", "prefix": asked}
+        uploads: list[Upload] = []
+        while True:
+            answer = await self._client.send(Call("list_uploads", "GET", query=_query(fields)))
+            page, markers = s3xml.parse_uploads(answer.body)
+            uploads += [upload for upload in page if upload.key.startswith(prefix)]
+            if markers is None:
+                return uploads
+            fields |= {"key-marker": markers[0], "upload-id-marker": markers[1]}
+
+    async def aclose(self) -> None:
+        await self._transport.aclose()
+
+
+def _query(fields: Mapping[str, str]) -> str:
+    # Blanks as %20: the signature is made of the query as it is sent.
+    return urlencode(sorted(fields.items())).replace("+", "%20")

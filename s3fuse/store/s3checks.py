@@ -1,0 +1,75 @@
+"""Checksums of bodies, and the comparison of what was sent with what a server says that it stored."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import zlib
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse.errors import BadResponse
+from s3fuse.store.base import Bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from s3fuse.store.base import Body, Part
+
+_MD5 = re.compile("[0-9a-f]{32}")
+#: Other tasks get a turn after so many checksummed bytes: about 1 ms.
+_FAIR_BYTES = 8 << 20
+
+
+async def crc32_header(body: Body) -> str:
+    """The value of x-amz-checksum-crc32."""
+    crc = 0
+    if isinstance(body, Bytes) and len(body.data) <= _FAIR_BYTES:
+        crc = zlib.crc32(body.data)
+    else:
+        async for chunk in body.chunks():
+            crc = zlib.crc32(chunk, crc)
+            await trio.lowlevel.checkpoint()
+    return base64.b64encode(crc.to_bytes(4, "big")).decode()
+
+
+def md5_header(data: bytes) -> str:
+    """The value of Content-MD5."""
+    return base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+
+
+async def md5_of(body: Body) -> str:
+    """The hex MD5 of a body: its etag on every server that does not encrypt with keys of its own."""
+    digest = hashlib.md5(usedforsecurity=False)
+    async for chunk in body.chunks():
+        digest.update(chunk)
+        await trio.lowlevel.checkpoint()
+    return digest.hexdigest()
+
+
+def multipart_etag(parts: Sequence[Part]) -> str | None:
+    """The etag that an object made of these parts gets, if their own etags are MD5 sums."""
+    if not all(_MD5.fullmatch(part.etag) for part in parts):
+        return None
+    joined = b"".join(binascii.unhexlify(part.etag) for part in sorted(parts, key=lambda part: part.number))
+    return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+async def check_stored(headers: Mapping[str, str], crc32: str, body: Body, key: str) -> str:
+    """The etag of what was stored. Raises BadResponse if that is not what was sent."""
+    etag = headers.get("etag", "").strip('"')
+    if not etag:
+        raise BadResponse("the answer to a write has no etag", key)
+    echoed = headers.get("x-amz-checksum-crc32")
+    if echoed is not None:
+        stored = echoed == crc32
+    else:
+        # With keys of its own (SSE-KMS, SSE-C) a server's etag is no MD5; it says so in these headers.
+        foreign = any(name.startswith("x-amz-server-side-encryption") for name in headers)
+        stored = foreign or not _MD5.fullmatch(etag) or etag == await md5_of(body)
+    if not stored:
+        raise BadResponse("the server stored other bytes than were sent", key)
+    return etag

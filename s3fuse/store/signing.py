@@ -1,0 +1,106 @@
+"""AWS Signature V4 for requests to one endpoint: minio's signer, rotating credentials, and a clock that can be set."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+from urllib.parse import SplitResult
+
+import trio
+from minio.credentials.providers import StaticProvider
+from minio.signer import sign_v4_s3
+
+from s3fuse.errors import AccessDenied
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from minio.credentials.credentials import Credentials
+    from minio.credentials.providers import Provider
+
+#: The body is not part of the signature: its checksum header guards it at a fortieth of the cost of SHA-256.
+_UNSIGNED = "UNSIGNED-PAYLOAD"
+#: Providers may read files or ask the network: what they gave is used again for this long, seconds.
+_REUSE_S = 5.0
+#: Servers refuse a signature that is 15 minutes off; a refusal within this cannot be the clock's fault.
+_TOLERATED_SKEW = timedelta(minutes=5)
+
+
+class Signer:
+    """Signs requests with credentials as fresh as their provider's."""
+
+    def __init__(self, scheme: str, host: str, region: str, provider: Provider) -> None:
+        self._scheme = scheme
+        self._host = host
+        self._region = region
+        self._provider = provider
+        self._credentials: Credentials | None = None
+        self._fetched = float("-inf")
+        #: Counts changes of the credentials; read it right after `sign` to know which it used.
+        self.generation = 0
+        self._offset = timedelta()
+
+    async def sign(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> dict[str, str]:
+        """`headers` with the host, date and signature. Raises AccessDenied if there are no credentials."""
+        credentials = await self._current()
+        now = datetime.now(UTC) + self._offset
+        signed: dict[str, str | list[str] | tuple[str]] = {
+            "Host": self._host,
+            "x-amz-content-sha256": _UNSIGNED,
+            "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
+            **headers,
+        }
+        if credentials.session_token:
+            signed["x-amz-security-token"] = credentials.session_token
+        sign_v4_s3(
+            method=method,
+            url=SplitResult(self._scheme, self._host, path, query, ""),
+            region=self._region,
+            headers=signed,
+            credentials=credentials,
+            content_sha256=_UNSIGNED,
+            date=now,
+        )
+        return {name: str(value) for name, value in signed.items()}
+
+    def learn_time(self, date: str | None) -> bool:
+        """Follows the server's Date header; True if that differs from the time we sign with enough to matter."""
+        try:
+            server = parsedate_to_datetime(date or "")
+        except ValueError:
+            return False
+        if server.tzinfo is None:
+            return False
+        offset = server - datetime.now(UTC)
+        moved = abs(offset - self._offset) > _TOLERATED_SKEW
+        if moved:
+            self._offset = offset
+        return moved
+
+    async def renew(self, refused: int) -> bool:
+        """Asks the provider again; True if it gives others than the credentials of generation `refused`."""
+        if self.generation == refused:
+            self._fetched = float("-inf")
+            await self._current()
+        return self.generation != refused
+
+    async def _current(self) -> Credentials:
+        now = trio.current_time()
+        if self._credentials is not None and now - self._fetched < _REUSE_S and not self._credentials.is_expired():
+            return self._credentials
+        try:
+            if isinstance(self._provider, StaticProvider):
+                credentials = self._provider.retrieve()
+            else:
+                credentials = await trio.to_thread.run_sync(self._provider.retrieve, abandon_on_cancel=True)
+        except Exception as exc:
+            if self._credentials is not None and not self._credentials.is_expired():
+                return self._credentials
+            # Providers raise whatever their sources raise; the class alone is named, as a text might hold secrets.
+            raise AccessDenied(f"no credentials for {self._host}: {type(exc).__name__}") from exc
+        if credentials != self._credentials:
+            self._credentials = credentials
+            self.generation += 1
+        self._fetched = now
+        return credentials

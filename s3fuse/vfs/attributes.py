@@ -1,0 +1,124 @@
+"""stat, chmod, chown, utimens, xattrs, readlink, statfs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from s3fuse import attrs
+
+if TYPE_CHECKING:
+    from s3fuse.namespace.inodes import Inode
+    from s3fuse.vfs.core import Core
+    from s3fuse.vfs.files import Files
+
+#: What statfs answers: larger than any program asks for, far from overflowing a signed 64-bit count of bytes.
+FREE_BYTES = 1 << 50
+FREE_INODES = 1 << 40
+SERVED_XATTRS = ("user.", "trusted.", "security.")
+
+
+@dataclass(slots=True)
+class Wanted:
+    """What a setattr asks to change; None = leave."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+class AttributeOperations:
+    """Operations on attributes. All raise OSError with the errno that the program gets, or StoreError."""
+
+    def __init__(self, core: Core, files: Files) -> None:
+        self.core = core
+        self.files = files
+
+    async def getattr(self, inode: Inode) -> None:
+        """Returns when the inode's attributes are fresh. Raises ESTALE where its version is no longer in the tree."""
+        await self.core.directories.refresh(inode)
+
+    async def setattr(self, inode: Inode, wanted: Wanted) -> None:
+        self.core.check_writable()
+        if wanted.size is not None and not inode.is_regular:
+            raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "cannot be truncated", inode.name)
+        if not inode.attributes_known:
+            await self.core.directories.refresh(inode)
+        if wanted.size is not None and wanted.size != inode.size:
+            self.files.truncate(inode, wanted.size)
+        if wanted.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(wanted.mode)
+        inode.uid = inode.uid if wanted.uid is None else wanted.uid
+        inode.gid = inode.gid if wanted.gid is None else wanted.gid
+        inode.atime_ns = inode.atime_ns if wanted.atime_ns is None else wanted.atime_ns
+        inode.mtime_ns = inode.mtime_ns if wanted.mtime_ns is None else wanted.mtime_ns
+        inode.ctime_ns = time.time_ns() if wanted.ctime_ns is None else wanted.ctime_ns
+        self._changed(inode)
+
+    def _changed(self, inode: Inode) -> None:
+        if inode.linked:
+            self.core.changes.changed(inode)
+
+    async def readlink(self, inode: Inode) -> bytes:
+        """A symlink's target, fetched once where only its object has it."""
+        if not stat.S_ISLNK(inode.mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), inode.name)
+        if inode.target is None:
+            remote = inode.remote
+            if remote is None or remote.size_bytes > 4095:
+                raise OSError(errno.EIO, "the object holds no symlink target", inode.name)
+            buffer = bytearray(remote.size_bytes)
+            if buffer:
+                await self.core.directories.store.get_into(remote.key, 0, [memoryview(buffer)], etag=remote.etag)
+            if not buffer or b"\0" in buffer:
+                raise OSError(errno.EIO, "the object holds no symlink target", inode.name)
+            inode.target = bytes(buffer)
+        return inode.target
+
+    async def getxattr(self, inode: Inode, name: bytes) -> bytes:
+        """Raises ENODATA. Answered from memory where attributes are known: each write(2) asks for a capability."""
+        if not inode.attributes_known:
+            await self.core.directories.refresh(inode)
+        value = inode.xattrs.get(name.decode("utf-8", "surrogateescape"))
+        if value is None:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), inode.name)
+        return value
+
+    async def listxattr(self, inode: Inode) -> list[bytes]:
+        await self.core.directories.refresh(inode)
+        return [name.encode("utf-8", "surrogateescape") for name in inode.xattrs]
+
+    async def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
+        """Raises ENOTSUP for system attributes (ACLs), ENOSPC where S3's metadata limit would be exceeded."""
+        self.core.check_writable()
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:
+            raise OSError(errno.EINVAL, "xattr names are UTF-8 here", inode.name) from None
+        if not text.startswith(SERVED_XATTRS):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), inode.name)
+        await self.core.directories.refresh(inode)
+        before = inode.xattrs
+        inode.xattrs = {**before, text: value}
+        try:
+            attrs.encode(inode.attributes(), (inode.remote.metadata if inode.remote is not None else None) or {})
+        except OSError:
+            inode.xattrs = before
+            raise
+        inode.ctime_ns = time.time_ns()
+        self._changed(inode)
+
+    async def removexattr(self, inode: Inode, name: bytes) -> None:
+        self.core.check_writable()
+        await self.getxattr(inode, name)
+        inode.xattrs = {key: value for key, value in inode.xattrs.items() if key != name.decode()}
+        inode.ctime_ns = time.time_ns()
+        self._changed(inode)

@@ -1,0 +1,179 @@
+"""Open files: read, write, truncate, flush, fsync, release."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse.errors import NotFound, PreconditionFailed
+from s3fuse.reading.blocks import BLOCK_BYTES
+from s3fuse.reading.window import Window
+from s3fuse.writing.layers import BASE
+from s3fuse.writing.staging import DirtyFile
+
+if TYPE_CHECKING:
+    from s3fuse.namespace.inodes import Inode
+    from s3fuse.store.base import ObjectInfo
+    from s3fuse.vfs.core import Core
+
+#: Largest file: what S3 can hold as one object.
+MAX_FILE_BYTES = 5 << 40
+
+
+class Handle:
+    """One open of one file."""
+
+    __slots__ = ("inode", "window", "writes")
+
+    def __init__(self, inode: Inode, writes: bool, window: Window) -> None:
+        self.inode = inode
+        self.writes = writes
+        self.window = window
+
+
+class Files:
+    """Operations on open regular files. All raise OSError with the errno that the program gets, or StoreError."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.handles: dict[int, Handle] = {}
+        self._next = 1
+
+    async def open(self, inode: Inode, flags: int) -> int:
+        """A handle. Looks at the bucket again when what is known is older than the TTL; ESTALE when it changed."""
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if writes:
+            self.core.check_writable()
+        await self.core.directories.refresh(inode)
+        if not inode.linked and not inode.opens:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), inode.name)
+        handle = self.open_known(inode, writes)
+        if flags & os.O_TRUNC:
+            self.truncate(inode, 0)
+        return handle
+
+    def open_known(self, inode: Inode, writes: bool) -> int:
+        """A handle on an inode that needs no look at the bucket."""
+        inode.opens += 1
+        inode.writers += writes
+        handle, self._next = self._next, self._next + 1
+        window = Window(BLOCK_BYTES, max(BLOCK_BYTES, min(32 << 20, self.core.blocks.limit_bytes // 8)))
+        self.handles[handle] = Handle(inode, writes, window)
+        return handle
+
+    async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
+        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        handle = self.handles[number]
+        inode = handle.inode
+        stop = min(offset + size, inode.size)
+        if offset >= stop:
+            return b""
+        if inode.data is None or not inode.data.layers:
+            if inode.remote is None:
+                return bytes(stop - offset)
+            return await self._read_version(handle, inode.remote, offset, stop)
+        data, base = inode.data, inode.remote
+        parts: list[bytes | memoryview] = []
+        # A piece of the base may await, and layers move meanwhile; so all local bytes are read first.
+        pieces = data.pieces(offset, stop)
+        local = {piece.start: data.read_piece(piece) for piece in pieces if piece.source != BASE}
+        for piece in pieces:
+            if piece.source == BASE:
+                assert base is not None
+                parts.append(bytes(await self._read_version(handle, base, piece.start, piece.stop)))
+            else:
+                parts.append(local[piece.start])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_version(self, handle: Handle, version: ObjectInfo, start: int, stop: int) -> bytes | memoryview:
+        blocks = self.core.blocks
+        ahead_start, ahead_stop = handle.window.on_read(start, stop - start, version.size_bytes)
+        try:
+            blocks.prefetch(version, max(ahead_start, start), ahead_stop)
+            return await blocks.read(version, start, stop)
+        except (NotFound, PreconditionFailed):
+            inode = handle.inode
+            now = inode.remote
+            if now is not None and (now.key, now.etag) != (version.key, version.etag) and stop <= now.size_bytes:
+                return await self._read_version(handle, now, start, stop)  # our own upload or rename came between
+            inode.valid_until = 0.0
+            raise OSError(errno.ESTALE, "the object was replaced or deleted", inode.name) from None
+
+    async def write(self, number: int, offset: int, data: bytes) -> int:
+        """Stages and journals the bytes; waits while more is dirty than the mount may hold."""
+        inode = self.handles[number].inode
+        stop = offset + len(data)
+        if stop > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
+        if self.core.over_budget():
+            await self.core.wait_for_budget(inode)
+        self._stage(inode).write(offset, data)
+        inode.size = max(inode.size, stop)
+        inode.mtime_ns = inode.ctime_ns = time.time_ns()
+        if inode.linked:
+            self._touch(inode)
+        return len(data)
+
+    def truncate(self, inode: Inode, size: int) -> None:
+        """Cuts or grows the file; nothing is fetched or sent."""
+        if size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
+        self._stage(inode).truncate(size)
+        inode.size = size
+        inode.mtime_ns = inode.ctime_ns = time.time_ns()
+        if inode.linked:
+            self.core.changes.changed(inode)
+
+    def _stage(self, inode: Inode) -> DirtyFile:
+        if inode.data is None:
+            base = inode.remote.size_bytes if inode.remote is not None else 0
+            inode.data = DirtyFile(self.core.staging, inode.number, base)
+        return inode.data
+
+    def _touch(self, inode: Inode) -> None:
+        """Counts a write as a change; its row is written once per upload, the bytes have rows of their own."""
+        if inode.dirty and inode.number not in self.core.changes.in_flight:
+            return
+        self.core.changes.changed(inode)
+
+    async def flush(self, number: int) -> None:
+        """Every close(2) of a duplicate: waits for the bucket only where the mount says `--close upload`."""
+        handle = self.handles[number]
+        if handle.writes and self.core.config.close == "upload" and handle.inode.linked and handle.inode.dirty:
+            await self.core.syncer.sync(handle.inode)
+
+    async def fsync(self, number: int) -> None:
+        """Returns when the bucket (or with `--fsync local` the local disk) has the file. Raises OSError(EIO)."""
+        await self.sync(self.handles[number].inode)
+
+    async def sync(self, inode: Inode) -> None:
+        if not inode.dirty or not inode.linked:
+            return
+        if self.core.config.fsync == "upload":
+            await self.core.syncer.sync(inode)
+            return
+        if inode.data is not None:
+            await trio.to_thread.run_sync(inode.data.sync)
+        await trio.to_thread.run_sync(self.core.staging.journal.sync)
+
+    def release(self, number: int) -> None:
+        """The last close of a handle: a dirty file is queued, an unlinked one is dropped."""
+        handle = self.handles.pop(number)
+        inode = handle.inode
+        inode.opens -= 1
+        inode.writers -= handle.writes
+        if inode.opens:
+            if inode.dirty and not inode.writers:
+                self.core.changes.release(inode)
+            return
+        if inode.data is not None:
+            if not inode.linked and not inode.dirty:
+                inode.data.discard()
+            inode.data.close()
+        if inode.dirty:
+            self.core.changes.release(inode)
+        self.core.inodes.drop_if_unused(inode)

@@ -1,0 +1,226 @@
+"""The tree: lookup, readdir, create, mkdir, mknod, symlink, unlink, rmdir, rename.
+
+A change is decided after its last await: names are looked up first, then everything from check to journal row runs
+without a pause, so that two programs never both get a name.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from s3fuse import keys
+from s3fuse.attrs import Attributes
+
+if TYPE_CHECKING:
+    from s3fuse.namespace.inodes import Inode
+    from s3fuse.vfs.core import Core
+
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+
+
+def fail(code: int, name: str = "") -> NoReturn:
+    raise OSError(code, os.strerror(code), name)
+
+
+class Names:
+    """Operations on names. All raise OSError with the errno that the program gets, or StoreError."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+
+    async def lookup(self, parent: Inode, name: bytes) -> Inode | None:
+        """The child, or None. `.` and `..` are the directory itself and its parent."""
+        if name == b".":
+            return parent
+        if name == b"..":
+            return parent.parent or parent
+        if len(name) > keys.MAX_NAME_BYTES:
+            fail(errno.ENAMETOOLONG)
+        try:
+            text = name.decode()
+        except UnicodeDecodeError:
+            return None  # no key can stand for it, so there is none
+        if self._reserved(parent, text):
+            return None
+        return await self.core.directories.lookup(parent, text)
+
+    @staticmethod
+    def _reserved(parent: Inode, name: str) -> bool:
+        return parent.parent is None and name == keys.RESERVED
+
+    async def entries(self, directory: Inode) -> list[Inode]:
+        """Every child, in the order of names."""
+        if not directory.linked:
+            return []
+        await self.core.directories.load(directory)
+        return [child for _, child in sorted(directory.children.items())]
+
+    async def _free_name(self, parent: Inode, name: bytes) -> str:
+        """The name as text, once it is known that nothing has it. Raises EEXIST, EILSEQ, ENAMETOOLONG, ENOENT, EROFS."""
+        self.core.check_writable()
+        text = keys.check_name(name)
+        if self._reserved(parent, text):
+            fail(errno.EPERM, text)
+        self._check_key(parent, text)
+        if await self.core.directories.lookup(parent, text) is not None or text in parent.children:
+            fail(errno.EEXIST, text)
+        if not parent.linked:
+            fail(errno.ENOENT, text)
+        return text
+
+    def _check_key(self, parent: Inode, name: str) -> None:
+        """Raises ENAMETOOLONG where the whole path, as a key, is longer than S3 allows."""
+        keys.join(self.core.inodes.key(parent), name + "/")
+
+    def _add(self, parent: Inode, name: str, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None) -> Inode:
+        now = time.time_ns()
+        if parent.mode & stat.S_ISGID:  # System V group inheritance, as mount(8) describes for "grpid" directories
+            gid = parent.gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        inode = self.core.inodes.add(parent, name, Attributes(mode, uid, gid, now, now, now, rdev, {}, target))
+        inode.size = len(target) if target is not None else 0
+        if inode.listing is not None:
+            inode.listing.complete, inode.listing.valid_until = True, float("inf")
+        self._modified(parent)
+        self.core.changes.changed(inode)
+        return inode
+
+    @staticmethod
+    def _modified(parent: Inode) -> None:
+        """A directory's times move in memory only: each entry made would else be a request for its marker."""
+        parent.mtime_ns = parent.ctime_ns = time.time_ns()
+        if parent.listing is not None:
+            parent.listing.absent.clear()
+
+    async def create(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+        """A new empty regular file."""
+        text = await self._free_name(parent, name)
+        return self._add(parent, text, stat.S_IFREG | stat.S_IMODE(mode), uid, gid)
+
+    async def mkdir(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+        text = await self._free_name(parent, name)
+        return self._add(parent, text, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
+
+    async def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
+        """A fifo, socket, device or regular file."""
+        text = await self._free_name(parent, name)
+        return self._add(parent, text, mode, uid, gid, rdev=rdev)
+
+    async def symlink(self, parent: Inode, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
+        text = await self._free_name(parent, name)
+        return self._add(parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target)
+
+    async def _child(self, parent: Inode, name: bytes) -> Inode:
+        self.core.check_writable()
+        child = await self.lookup(parent, name)
+        if child is None or not child.linked:
+            fail(errno.ENOENT, os.fsdecode(name))
+        return child
+
+    async def unlink(self, parent: Inode, name: bytes) -> None:
+        child = await self._child(parent, name)
+        if child.is_directory:
+            fail(errno.EISDIR, child.name)
+        child.ctime_ns = time.time_ns()
+        self._remove(child)
+
+    async def rmdir(self, parent: Inode, name: bytes) -> None:
+        child = await self._child(parent, name)
+        await self._check_empty(child)
+        if not child.linked:
+            fail(errno.ENOENT, child.name)
+        self._remove(child)
+
+    async def _check_empty(self, directory: Inode) -> None:
+        """Raises ENOTDIR, or ENOTEMPTY where anything is in it, also a key that cannot be shown."""
+        if not directory.is_directory:
+            fail(errno.ENOTDIR, directory.name)
+        if not directory.children:
+            await self.core.directories.load(directory)
+        if directory.children or self.core.directories.hidden[self.core.inodes.key(directory)]:
+            fail(errno.ENOTEMPTY, directory.name)
+
+    def _remove(self, child: Inode) -> None:
+        parent = child.parent
+        assert parent is not None
+        if child.is_directory:
+            self.core.inodes.left.add(self.core.inodes.key(child))
+        self.core.changes.removed(child)
+        self._modified(parent)
+        self._keep(parent)
+
+    def _keep(self, directory: Inode) -> None:
+        """A directory that exists only by what is in it gets a marker before its last entry goes."""
+        if directory.parent is None or directory.remote is not None or directory.dirty or directory.children:
+            return
+        self.core.changes.changed(directory)
+
+    async def rename(self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int) -> None:
+        """Moves a file or a tree; on the bucket it follows as server-side copies, journaled as a whole here."""
+        if flags & ~RENAME_NOREPLACE:  # EXCHANGE and WHITEOUT: callers fall back, as on filesystems without them
+            fail(errno.EINVAL)
+        inode = await self._child(parent, name)
+        text = keys.check_name(new_name)
+        if self._reserved(new_parent, text):
+            fail(errno.EPERM, text)
+        self._check_key(new_parent, text)
+        if inode.is_directory:
+            await self._know_tree(inode, new_parent, text)
+        victim = await self.core.directories.lookup(new_parent, text)
+        if victim is not None and victim.is_directory and inode.is_directory and victim is not inode:
+            await self._check_empty(victim)
+        self._move(inode, new_parent, text, flags)
+
+    async def _know_tree(self, inode: Inode, new_parent: Inode, name: str) -> None:
+        """Makes everything below a directory known, since each object moves on its own."""
+        step: Inode | None = new_parent
+        while step is not None:
+            if step is inode:
+                fail(errno.EINVAL, name)
+            step = step.parent
+        hidden = await self.core.directories.tree(inode)
+        if hidden:
+            raise OSError(errno.EBUSY, f"{hidden} keys below it have no path and would be left behind", inode.name)
+        for below in self.core.inodes.walk(inode):
+            if below is not inode:
+                self._check_key(new_parent, name + "/" + self._path(inode, below))
+
+    @staticmethod
+    def _path(top: Inode, inode: Inode) -> str:
+        names = []
+        while inode is not top and inode.parent is not None:
+            names.append(inode.name)
+            inode = inode.parent
+        return "/".join(reversed(names))
+
+    def _move(self, inode: Inode, parent: Inode, name: str, flags: int) -> None:
+        """The atomic part: what was looked up is looked at once more, since others ran in between."""
+        victim = parent.children.get(name)
+        if not inode.linked or not parent.linked:
+            fail(errno.ENOENT, name)
+        if victim is inode:
+            return
+        if victim is not None:
+            if flags & RENAME_NOREPLACE:
+                fail(errno.EEXIST, name)
+            if victim.is_directory != inode.is_directory:
+                fail(errno.EISDIR if victim.is_directory else errno.ENOTDIR, name)
+            if victim.children:
+                fail(errno.ENOTEMPTY, name)
+            self.core.changes.removed(victim)
+        old_parent = inode.parent
+        assert old_parent is not None
+        inode.ctime_ns = time.time_ns()
+        if inode.is_directory:
+            self.core.inodes.left.add(self.core.inodes.key(inode))
+        self.core.changes.moved(inode, parent, name)
+        self.core.inodes.left.discard(self.core.inodes.key(inode)) if inode.is_directory else None
+        self._modified(old_parent)
+        self._modified(parent)
+        self._keep(old_parent)

@@ -1,0 +1,93 @@
+"""A changed file as a stack: the object it is based on, and above it layers of staged bytes, oldest first.
+
+A layer hides what is below it where it was written and beyond `below_bytes`: truncating to 100 and growing again
+to 200 must show zeros from 100 on, although the object below may be longer. While the oldest layer is uploaded,
+writes go to a newer one; when the upload is done the layer is taken away and its result is the new base.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from s3fuse.writing.extents import Extents
+
+#: `Piece.source` of bytes of the base object.
+BASE: Final = -1
+#: `Piece.source` of bytes that nobody wrote: zeros.
+HOLE: Final = -2
+
+
+class Piece(NamedTuple):
+    """Bytes [start, stop) of a file and where they are: the index of a layer, BASE or HOLE; offsets are the same there."""
+
+    source: int
+    start: int
+    stop: int
+
+
+@dataclass(slots=True)
+class Layer:
+    """What was written on top of something of at least `below_bytes` bytes.
+
+    Bytes in `extents` are in the staging file of `generation`; others below `below_bytes` show what is below; the
+    rest up to `size_bytes`, the size of the file as seen from here, is zeros.
+    """
+
+    generation: int
+    extents: Extents
+    below_bytes: int
+    size_bytes: int
+
+    def write(self, start: int, stop: int) -> None:
+        """Notes that [start, stop) is staged; the file grows to `stop` if it was shorter."""
+        self.extents.add(start, stop)
+        if start < stop and stop > self.size_bytes:
+            self.size_bytes = stop
+
+    def truncate(self, size: int) -> None:
+        """Makes the file `size` bytes long: cut, or grown by zeros."""
+        self.extents.clip(size)
+        self.below_bytes = min(self.below_bytes, size)
+        self.size_bytes = size
+
+
+def resolve(layers: Sequence[Layer], base_bytes: int, start: int, stop: int) -> list[Piece]:
+    """Where the bytes [start, stop) of the file are, in order and with neighbours of one source merged.
+
+    `layers` are oldest first, so the last one is what a program sees. What is beyond the end of the file is HOLE:
+    the caller clips.
+    """
+    pieces: list[Piece] = []
+    _descend(layers, len(layers) - 1, base_bytes, start, stop, pieces)
+    return pieces
+
+
+def _descend(
+    layers: Sequence[Layer], top: int, base_bytes: int, start: int, stop: int, pieces: list[Piece]
+) -> None:
+    if top < 0:
+        shown = min(max(start, base_bytes), stop)
+        _append(pieces, BASE, start, shown)
+        _append(pieces, HOLE, shown, stop)
+        return
+    layer = layers[top]
+    for first, last, inside in layer.extents.pieces(start, stop):
+        if inside:
+            _append(pieces, top, first, last)
+            continue
+        shown = min(max(first, layer.below_bytes), last)
+        if first < shown:
+            _descend(layers, top - 1, base_bytes, first, shown, pieces)
+        _append(pieces, HOLE, shown, last)
+
+
+def _append(pieces: list[Piece], source: int, start: int, stop: int) -> None:
+    if start >= stop:
+        return
+    if pieces and pieces[-1].source == source:
+        start = pieces.pop().start
+    pieces.append(Piece(source, start, stop))

@@ -1,0 +1,148 @@
+"""How to upload one version of a file: what is sent, what the server copies from the version before."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from s3fuse.store.base import (
+    MAX_COPY_BYTES,
+    MAX_OBJECT_BYTES,
+    MAX_PART_BYTES,
+    MAX_PARTS,
+    MAX_PUT_BYTES,
+    MIN_PART_BYTES,
+)
+from s3fuse.writing.layers import BASE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from s3fuse.writing.layers import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the server allows, and the sizes we aim at within that. Raises ValueError where they contradict.
+
+    `single_put_bytes`: up to here a file is one PUT. `part_bytes`: sent parts, larger in files that would have too
+    many. `min_copy_bytes`: a shorter run of the base is sent rather than copied. `copy_part_bytes`: copied parts.
+    """
+
+    single_put_bytes: int = 16 << 20
+    part_bytes: int = 8 << 20
+    min_copy_bytes: int = 8 << 20
+    copy_part_bytes: int = 1 << 30
+    min_part_bytes: int = MIN_PART_BYTES
+    max_part_bytes: int = MAX_PART_BYTES
+    max_parts: int = MAX_PARTS
+    max_copy_bytes: int = MAX_COPY_BYTES
+    max_put_bytes: int = MAX_PUT_BYTES
+    max_object_bytes: int = MAX_OBJECT_BYTES
+
+    def __post_init__(self) -> None:
+        if not (
+            0 < self.min_part_bytes <= self.part_bytes <= self.max_part_bytes - self.min_part_bytes
+            and self.min_part_bytes <= self.min_copy_bytes
+            and self.min_part_bytes <= self.copy_part_bytes <= self.max_copy_bytes - self.min_part_bytes
+            and 0 <= self.single_put_bytes <= self.max_put_bytes
+        ):
+            raise ValueError(f"contradictory upload limits: {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class SinglePut:
+    """Send the whole file in one request."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPart:
+    """The server copies [start, stop) of the base to the same offsets."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class SendPart:
+    """We send [start, stop) of the new version."""
+
+    start: int
+    stop: int
+
+
+Part: TypeAlias = CopyPart | SendPart
+
+
+@dataclass(frozen=True, slots=True)
+class Multipart:
+    """Make the file of parts that follow each other without a gap; at least one."""
+
+    parts: tuple[Part, ...]
+
+
+Plan: TypeAlias = SinglePut | Multipart
+
+_WHOLE_DEFAULT = Limits()
+
+
+def plan_upload(
+    pieces: Sequence[Piece], size: int, limits: Limits = _WHOLE_DEFAULT, *, copy_base: bool = True
+) -> Plan:
+    """How to upload `size` bytes made of `pieces` (`layers.resolve` over the whole file).
+
+    `copy_base` says whether the server can still copy from the base object. Holes are sent. Each dirty run costs at
+    most `min_copy_bytes + min_part_bytes` of base bytes sent with it, unless parts had to grow to fit `max_parts`.
+    Raises OSError(EFBIG) where no plan fits the limits.
+    """
+    if size > limits.max_object_bytes:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    runs = [(piece.start, piece.stop) for piece in pieces if piece.source == BASE] if copy_base else []
+    if size <= limits.single_put_bytes:
+        copies = list(_copies(runs, limits.min_part_bytes, limits.min_copy_bytes))
+        # Three requests more than one PUT: worth it where they spare half the bytes.
+        if not copies or 2 * sum(stop - start for start, stop in copies) < size:
+            return SinglePut()
+    largest = limits.max_part_bytes - limits.min_part_bytes
+    part_bytes = max(limits.part_bytes, -(-size // limits.max_parts))
+    while part_bytes <= largest:
+        parts = _parts(runs, size, limits, part_bytes)
+        if len(parts) <= limits.max_parts:
+            return Multipart(tuple(parts))
+        part_bytes = part_bytes * 2 if part_bytes == largest else min(part_bytes * 2, largest)
+    raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def _parts(runs: Sequence[tuple[int, int]], size: int, limits: Limits, part_bytes: int) -> list[Part]:
+    smallest = limits.min_part_bytes
+    # Parts that had to grow leave no room for many small copies either.
+    scale = -(-part_bytes // limits.part_bytes)
+    copy_bytes = min(max(limits.copy_part_bytes, part_bytes), limits.max_copy_bytes - smallest)
+    parts: list[Part] = []
+    done = 0
+    for start, stop in [*_copies(runs, smallest, limits.min_copy_bytes * scale), (size, size)]:
+        parts += [SendPart(*cut) for cut in _split(done, start, part_bytes, smallest if start < size else 0)]
+        parts += [CopyPart(*cut) for cut in _split(start, stop, copy_bytes, smallest if stop < size else 0)]
+        done = stop
+    return parts
+
+
+def _copies(runs: Sequence[tuple[int, int]], min_part_bytes: int, min_copy_bytes: int) -> Iterator[tuple[int, int]]:
+    """The runs to copy; one that follows a range too short for a part of its own gives it its first bytes."""
+    done = 0
+    for start, stop in runs:
+        first = start if start == done else max(start, done + min_part_bytes)
+        if stop - first >= min_copy_bytes:
+            yield first, stop
+            done = stop
+
+
+def _split(start: int, stop: int, step: int, min_last_bytes: int) -> Iterator[tuple[int, int]]:
+    """Cuts [start, stop) every `step` bytes; a last cut shorter than `min_last_bytes` joins the one before."""
+    while stop - start > step and stop - start - step >= min_last_bytes:
+        yield start, start + step
+        start += step
+    if start < stop:
+        yield start, stop

@@ -1,0 +1,189 @@
+"""Sends one version of one file to the bucket: a single PUT, or a multipart upload whose parts go in parallel.
+
+The version is the object the file is based on plus the layers up to the frozen one. Bytes are read piece by piece
+while they are sent, so memory is bounded by `CHUNK_BYTES` for each part in flight, whatever the size of the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse.errors import StoreError
+from s3fuse.store.base import Bytes, Condition, Part
+from s3fuse.writing.layers import BASE
+from s3fuse.writing.plan import CopyPart, Limits, Multipart, SendPart, plan_upload
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from s3fuse.store.base import Body, Buffer, ObjectInfo, Store
+    from s3fuse.writing.layers import Piece
+    from s3fuse.writing.staging import DirtyFile
+
+log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+PARTS_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Version:
+    """What to upload: the pieces of the whole file in order, from staging files and from `base`."""
+
+    data: DirtyFile
+    base: ObjectInfo | None
+    size_bytes: int
+    pieces: Sequence[Piece]
+
+    @classmethod
+    def frozen(cls, data: DirtyFile, base: ObjectInfo | None) -> Version:
+        """The oldest layer of `data` on its base. The caller has frozen it."""
+        size = data.layers[0].size_bytes
+        return cls(data, base, size, data.pieces(0, size, layers=1))
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes [start, stop) of a version, as a request body."""
+
+    store: Store
+    version: Version
+    start: int
+    stop: int
+
+    @property
+    def size_bytes(self) -> int:
+        return self.stop - self.start
+
+    async def chunks(self) -> AsyncIterator[Buffer]:
+        for piece in self.version.pieces:
+            start, stop = max(piece.start, self.start), min(piece.stop, self.stop)
+            while start < stop:
+                end = min(stop, start + CHUNK_BYTES)
+                yield await self._read(piece._replace(start=start, stop=end))
+                start = end
+
+    async def _read(self, piece: Piece) -> Buffer:
+        if piece.source != BASE:
+            return self.version.data.read_piece(piece)
+        base = self.version.base
+        assert base is not None
+        buffer = bytearray(piece.stop - piece.start)
+        await self.store.get_into(base.key, piece.start, [memoryview(buffer)], etag=base.etag)
+        return buffer
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a version goes and with what."""
+
+    key: str
+    metadata: Mapping[str, str]
+    headers: Mapping[str, str]
+    condition: Condition
+
+
+async def upload(store: Store, version: Version, target: Target, limits: Limits) -> str:
+    """Brings the version to the bucket and gives its etag; on failure nothing of it stays there.
+
+    Raises StoreError; OSError(EFBIG) above the store's largest object, OSError(EIO) where staging was damaged.
+    """
+    plan = plan_upload(version.pieces, version.size_bytes, limits)
+    if isinstance(plan, Multipart):
+        return await _multipart(store, version, target, plan)
+    body: Body = Range(store, version, 0, version.size_bytes)
+    if version.size_bytes <= CHUNK_BYTES:
+        body = Bytes(b"".join([bytes(chunk) async for chunk in body.chunks()]))
+    return await store.put(
+        target.key, body, metadata=target.metadata, headers=target.headers, condition=target.condition
+    )
+
+
+async def _multipart(store: Store, version: Version, target: Target, plan: Multipart) -> str:
+    upload_id = await store.multipart_create(target.key, metadata=target.metadata, headers=target.headers)
+    parts: list[Part] = []
+    try:
+        limit = trio.CapacityLimiter(PARTS_AT_ONCE)
+        try:
+            async with trio.open_nursery() as nursery:
+                for number, part in enumerate(plan.parts, 1):
+                    await limit.acquire_on_behalf_of(number)
+                    nursery.start_soon(_send, store, version, target.key, upload_id, number, part, limit, parts)
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        parts.sort(key=lambda part: part.number)
+        return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
+    except BaseException:
+        with trio.move_on_after(10, shield=True):
+            try:
+                await store.multipart_abort(target.key, upload_id)
+            except StoreError as error:
+                log.warning("unfinished upload of %s stays in the bucket: %s", target.key, error)
+        raise
+
+
+async def _send(
+    store: Store,
+    version: Version,
+    key: str,
+    upload_id: str,
+    number: int,
+    part: CopyPart | SendPart,
+    limit: trio.CapacityLimiter,
+    parts: list[Part],
+) -> None:
+    try:
+        if isinstance(part, CopyPart):
+            base = version.base
+            assert base is not None
+            done = await store.multipart_copy(
+                key, upload_id, number, source=base.key, source_etag=base.etag, start=part.start, stop=part.stop
+            )
+        else:
+            done = await store.multipart_put(key, upload_id, number, Range(store, version, part.start, part.stop))
+        parts.append(done)
+    finally:
+        limit.release_on_behalf_of(number)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The reason why the nursery ended: the first failure, or the cancellation where there was none."""
+    leaves: list[BaseException] = []
+    stack: list[BaseException] = [group]
+    while stack:
+        step = stack.pop()
+        if isinstance(step, BaseExceptionGroup):
+            stack.extend(step.exceptions)
+        else:
+            leaves.append(step)
+    return next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0])
+
+
+async def copy_whole(
+    store: Store, source: ObjectInfo, target: Target, *, replace: bool, limits: Limits, max_copy_bytes: int
+) -> str:
+    """Server-side copy of an object of any size; `replace` gives it the target's metadata and headers."""
+    if source.size_bytes <= max_copy_bytes:
+        return await store.copy(
+            source.key,
+            target.key,
+            source_etag=source.etag,
+            metadata=target.metadata if replace else None,
+            headers=target.headers if replace else None,
+            condition=target.condition,
+        )
+    upload_id = await store.multipart_create(target.key, metadata=target.metadata, headers=target.headers)
+    step = limits.copy_part_bytes
+    parts = []
+    for number, start in enumerate(range(0, source.size_bytes, step), 1):
+        stop = min(start + step, source.size_bytes)
+        parts.append(
+            await store.multipart_copy(
+                target.key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
+            )
+        )
+    return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
