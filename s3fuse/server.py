@@ -23,10 +23,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
-from minio.credentials.providers import StaticProvider
+import urllib3
+from minio import Minio
+from minio.error import MinioException
 
-from s3fuse.errors import NoSuchBucket, StoreError, UserError
-from s3fuse.store.s3 import S3Store
+from s3fuse.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 _START_S = 60.0
 _GRACE_S = 2.0
 _POLL_S = 0.1
+_POLL_TIMEOUT_S = 2.0
 _TRIES = 3
 _GRPC_OFFSET = 10_000
 #: Below the kernel's ephemeral ports even with the gRPC offset.
@@ -51,11 +53,12 @@ class EmbeddedServer:
     access_key: str
     secret_key: str = field(repr=False)
     pid: int
-    _process: trio.Process = field(repr=False)
+    _process: subprocess.Popen[bytes] = field(repr=False)
 
     async def wait(self) -> int:
         """Its exit code, when it ends by itself."""
-        return await self._process.wait()
+        await _ended(self._process)
+        return self._process.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,18 @@ class Launch:
             return self.log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace")
         except OSError:
             return ""
+
+    def list_buckets(self) -> None:
+        """Asks the server for its buckets. Raises MinioException or urllib3's HTTPError while it does not answer."""
+        with urllib3.PoolManager(timeout=_POLL_TIMEOUT_S, retries=False) as pool:
+            Minio(
+                endpoint=self.endpoint.removeprefix("http://"),
+                access_key=self.access_key,
+                secret_key=self.secret_key,
+                secure=False,
+                region="us-east-1",
+                http_client=pool,
+            ).list_buckets()
 
     def clean_up(self) -> None:
         """Removes the sockets that a killed server leaves in /tmp."""
@@ -98,11 +113,10 @@ async def embedded_server(data_dir: Path, *, host: str = "127.0.0.1", port: int 
         launch.clean_up()
 
 
-async def _start(data_dir: Path, host: str, port: int) -> tuple[Launch, trio.Process]:
+async def _start(data_dir: Path, host: str, port: int) -> tuple[Launch, subprocess.Popen[bytes]]:
     for _ in range(_TRIES):
         launch = prepare(data_dir, host=host, port=port)
-        with launch.log.open("wb") as log:
-            process = await trio.lowlevel.open_process(launch.command, stdout=log, stderr=log, **launch.options)
+        process = _spawn(launch)
         ready = False
         try:
             ready = await _answers(launch, process)
@@ -117,34 +131,44 @@ async def _start(data_dir: Path, host: str, port: int) -> tuple[Launch, trio.Pro
     raise UserError(f"the S3 server on {data_dir} did not start; the end of its log:\n{launch.log_tail()}")
 
 
-async def _answers(launch: Launch, process: trio.Process) -> bool:
+def _spawn(launch: Launch) -> subprocess.Popen[bytes]:
+    # Not trio's open_process: that forks in a worker thread, and the child would be killed with the thread.
+    with launch.log.open("wb") as log:
+        return subprocess.Popen(launch.command, stdout=log, stderr=log, **launch.options)
+
+
+async def _answers(launch: Launch, process: subprocess.Popen[bytes]) -> bool:
     """True when an authenticated request is answered; False if the process ends or takes too long."""
-    store = S3Store(launch.endpoint, "readiness", StaticProvider(launch.access_key, launch.secret_key), deadline_s=1.0)
-    try:
-        with trio.move_on_after(_START_S):
-            while process.poll() is None:
-                try:
-                    await store.check()
-                    return True
-                except NoSuchBucket:
-                    return True
-                except StoreError:
-                    await trio.sleep(_POLL_S)
-    finally:
-        with trio.CancelScope(shield=True):
-            await store.aclose()
+    with trio.move_on_after(_START_S):
+        while process.poll() is None:
+            try:
+                await trio.to_thread.run_sync(launch.list_buckets, abandon_on_cancel=True)
+            except (MinioException, urllib3.exceptions.HTTPError):
+                await trio.sleep(_POLL_S)
+            else:
+                return True
     return False
 
 
-async def _stop(process: trio.Process) -> None:
+async def _stop(process: subprocess.Popen[bytes]) -> None:
     with trio.CancelScope(shield=True):
-        if process.poll() is None:
-            process.terminate()
-            with trio.move_on_after(_GRACE_S):
-                await process.wait()
-        if process.poll() is None:
-            process.kill()
-        await process.wait()
+        process.terminate()
+        with trio.move_on_after(_GRACE_S):
+            await _ended(process)
+        process.kill()
+        await _ended(process)
+        process.wait()
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        await trio.lowlevel.checkpoint()
+        return
+    descriptor = os.pidfd_open(process.pid)
+    try:
+        await trio.lowlevel.wait_readable(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def prepare(data_dir: Path, *, host: str = "127.0.0.1", port: int = 0) -> Launch:
@@ -166,6 +190,8 @@ def prepare(data_dir: Path, *, host: str = "127.0.0.1", port: int = 0) -> Launch
         "-ip.bind=127.0.0.1",
         f"-master.port={master}",
         "-master.telemetry=false",
+        # It would wait up to 15 s for peers that it remembers; what it has to know the volumes tell it.
+        "-master.resumeState=false",
         "-master.volumeSizeLimitMB=1024",
         f"-volume.port={volume}",
         "-volume.max=1000",

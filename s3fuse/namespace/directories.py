@@ -62,6 +62,17 @@ class Directories:
             child = directory.children.get(name)
         return child
 
+    def absent_for_s(self, directory: Inode, name: bytes) -> float:
+        """How long the kernel may believe that there is no such name, after `lookup` said so."""
+        listing = directory.folder()
+        try:
+            until = listing.absent.get(name.decode(), 0.0)
+        except UnicodeDecodeError:
+            return self.ttl_s
+        if listing.complete:
+            until = max(until, listing.valid_until)
+        return max(0.0, min(self.ttl_s, until - time.monotonic()))
+
     async def refresh(self, inode: Inode) -> None:
         """Returns when the inode's attributes are fresh; a version that is gone leaves `inode.linked` False."""
         if inode.dirty or not inode.linked or (inode.attributes_known and time.monotonic() < inode.valid_until):

@@ -422,6 +422,23 @@ class Syncer:
             if inode.error is not None:
                 raise OSError(5, inode.error, inode.name)
 
+    async def sync_names(self, directory: Inode) -> None:
+        """Returns when the bucket has the directory and every name that was made, moved or removed in it."""
+        prefix = self.inodes.key(directory)
+        mine = [inode for inode in self.changes.dirty.values() if not inode.writers and self._names(inode, directory, prefix)]
+        for inode in mine:
+            self.changes.queue(inode)
+        for inode in mine:
+            await self.sync(inode)
+
+    @staticmethod
+    def _names(inode: Inode, directory: Inode, prefix: str) -> bool:
+        if inode is directory or (inode.linked and inode.parent is directory):
+            return True
+        remote = inode.remote
+        gone = remote is not None and not inode.opens and remote.key.startswith(prefix)
+        return gone and "/" not in remote.key[len(prefix) :].rstrip("/") if remote is not None else False
+
     async def drain(self, progress: Callable[[], None] = lambda: None, *, give_up: bool = False) -> list[Inode]:
         """Brings everything that is dirty now to the bucket; gives what failed, with `give_up` after one attempt each."""
         pending = {inode.number: (inode, inode.version) for inode in self.changes.dirty.values()}

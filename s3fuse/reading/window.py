@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Final
 
 #: What a stream starts with. From here to 32 MiB takes six more reads.
@@ -61,9 +62,7 @@ class Window:
 
 def split(start: int, stop: int, part_bytes: int) -> list[tuple[int, int]]:
     """Cuts [start, stop) at the multiples of `part_bytes`, for requests in parallel."""
-    cuts = [*range(start, stop, part_bytes)]
-    if not cuts:
+    if start >= stop:
         return []
-    inner = range(start - start % part_bytes + part_bytes, stop, part_bytes)
-    bounds = [start, *inner, stop]
-    return list(zip(bounds, bounds[1:], strict=False))
+    bounds = [start, *range(start - start % part_bytes + part_bytes, stop, part_bytes), stop]
+    return list(pairwise(bounds))

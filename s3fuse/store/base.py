@@ -42,7 +42,11 @@ KEPT_HEADERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One version of one object. `metadata` and `headers` are None when the answer did not carry them."""
+    """One version of one object. `metadata` and `headers` are None when the answer did not carry them.
+
+    `modified_ns` is a whole second, as HTTP has no more. Listings never carry `headers`: MinIO's leave out Expires,
+    so that whoever rewrites an object would lose it.
+    """
 
     key: str
     size_bytes: int
@@ -63,7 +67,11 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the probe saw the server do (not what it claims)."""
+    """What the probe saw the server do (not what it claims).
+
+    `notifications` is True only where an event arrives at once after a change: MinIO releases of 2025-26 hold events
+    back until 4 KiB of them have gathered.
+    """
 
     server: str
     list_metadata: bool
@@ -91,7 +99,11 @@ class Upload:
 
 
 class Body(Protocol):
-    """Content to send. `chunks` may be called again: each retry sends from the start."""
+    """Content to send. `chunks` may be called again: each retry sends from the start.
+
+    An exception that reading raises reaches the caller of the store as it is; content of another size than
+    `size_bytes` raises Refused.
+    """
 
     @property
     def size_bytes(self) -> int: ...
@@ -209,7 +221,10 @@ class Store(Protocol):
     async def multipart_complete(
         self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
     ) -> str:
-        """Makes the object from its parts and gives its etag. An error hidden in a 200 answer raises."""
+        """Makes the object from its parts and gives its etag. An error hidden in a 200 answer raises.
+
+        Raises NotFound for an unknown upload, Refused for an unknown part or one but the last under MIN_PART_BYTES.
+        """
 
     async def multipart_abort(self, key: str, upload_id: str) -> None:
         """Drops an upload and its parts; one that is gone is no error."""

@@ -26,6 +26,7 @@ from s3fuse.store.base import (
     Part,
     Upload,
 )
+from s3fuse.store.body import iterating
 from s3fuse.store.s3checks import multipart_etag
 from s3fuse.store.s3headers import write_headers
 
@@ -327,7 +328,8 @@ def _kept(metadata: Mapping[str, str], headers: Mapping[str, str], key: str) -> 
 
 
 async def _read(body: Body) -> bytes:
-    data = b"".join([bytes(chunk) async for chunk in body.chunks()])
+    async with iterating(body) as chunks:
+        data = b"".join([bytes(chunk) async for chunk in chunks])
     if len(data) != body.size_bytes:
         raise Refused(f"the content changed while it was sent: {len(data)} bytes instead of {body.size_bytes}")
     return data

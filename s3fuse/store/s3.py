@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from minio.credentials.providers import Provider
 
     from s3fuse.store.base import Body, Capabilities, Condition, ObjectInfo, Page, Upload
-    from s3fuse.store.transport import Answer
+    from s3fuse.store.framing import Answer
 
 #: How often a conditional write is tried when its answers get lost.
 _CONDITIONAL_ATTEMPTS = 5
@@ -296,7 +296,9 @@ class S3Store:
     async def list_uploads(self, prefix: str) -> Sequence[Upload]:
         # MinIO finds uploads of one exact key only, but gives all of them when asked without a prefix.
         asked = "" if self._client.server == "MinIO" else prefix
-        fields = {"uploads": "", "encoding-type": "url", "prefix": asked}
+        # SeaweedFS says that it encodes the keys, and does not.
+        encoding = {} if self._client.server.startswith("SeaweedFS") else {"encoding-type": "url"}
+        fields = {"uploads": "", "prefix": asked} | encoding
         uploads: list[Upload] = []
         while True:
             answer = await self._client.send(Call("list_uploads", "GET", query=_query(fields)))

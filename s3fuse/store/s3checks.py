@@ -13,6 +13,7 @@ import trio
 
 from s3fuse.errors import BadResponse
 from s3fuse.store.base import Bytes
+from s3fuse.store.body import iterating
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,9 +31,10 @@ async def crc32_header(body: Body) -> str:
     if isinstance(body, Bytes) and len(body.data) <= _FAIR_BYTES:
         crc = zlib.crc32(body.data)
     else:
-        async for chunk in body.chunks():
-            crc = zlib.crc32(chunk, crc)
-            await trio.lowlevel.checkpoint()
+        async with iterating(body) as chunks:
+            async for chunk in chunks:
+                crc = zlib.crc32(chunk, crc)
+                await trio.lowlevel.checkpoint()
     return base64.b64encode(crc.to_bytes(4, "big")).decode()
 
 
@@ -44,9 +46,10 @@ def md5_header(data: bytes) -> str:
 async def md5_of(body: Body) -> str:
     """The hex MD5 of a body: its etag on every server that does not encrypt with keys of its own."""
     digest = hashlib.md5(usedforsecurity=False)
-    async for chunk in body.chunks():
-        digest.update(chunk)
-        await trio.lowlevel.checkpoint()
+    async with iterating(body) as chunks:
+        async for chunk in chunks:
+            digest.update(chunk)
+            await trio.lowlevel.checkpoint()
     return digest.hexdigest()
 
 

@@ -23,7 +23,7 @@ from s3fuse.errors import (
 )
 from s3fuse.store.s3xml import Failure, parse_failure
 from s3fuse.store.signing import Signer
-from s3fuse.store.transport import Answer, NotSent, Transport
+from s3fuse.store.transport import NotSent, Transport
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from minio.credentials.providers import Provider
 
     from s3fuse.store.base import Body
+    from s3fuse.store.framing import Answer
 
 _ATTEMPTS = 7
 #: A wrong answer is more likely to stay wrong than a missing one to stay away.
@@ -130,9 +131,12 @@ class S3Client:
         raise AssertionError("unreachable")
 
     def _require_own_name(self, key: str) -> None:
-        """Refuses keys that these servers silently take for another one (`a//b` for `a/b`)."""
-        if (key.startswith("/") or "//" in key) and self.server.startswith(("MinIO", "SeaweedFS")):
-            raise Refused(f"{self.server} cannot tell the key {key!r} from one without empty segments", key)
+        """Refuses keys that a server silently takes for others: `a//b` for `a/b`, on SeaweedFS also `a\\b`."""
+        empty_segment = key.startswith("/") or "//" in key
+        if (empty_segment and self.server.startswith(("MinIO", "SeaweedFS"))) or (
+            "\\" in key and self.server.startswith("SeaweedFS")
+        ):
+            raise Refused(f"{self.server} takes the key {key!r} for another one", key)
 
     def backoff_s(self, attempt: int) -> float:
         """How long to wait after failed attempt 1, 2, ...: exponential, between half and all of it."""
@@ -189,7 +193,7 @@ class S3Client:
         """Raises the error that a 200 answer to a copy or a completion may carry."""
         failure = parse_failure(body)
         if failure.code:
-            raise self._error(call, 500 if failure.code not in _KINDS else 400, failure)
+            raise self._error(call, 500 if failure.code == "InternalError" else 400, failure)
 
     def _error(self, call: Call, status: int, failure: Failure) -> StoreError:
         code = failure.code

@@ -13,7 +13,7 @@ from s3fuse.store.s3xml import user_metadata
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from s3fuse.store.transport import Answer
+    from s3fuse.store.framing import Answer
 
 #: Fewer than HTTP allows: MinIO makes XML element names of them in its listings.
 _NAME = re.compile(r"[a-z0-9._-]+")

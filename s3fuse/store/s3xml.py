@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree as ET
@@ -18,7 +19,7 @@ from s3fuse.errors import BadResponse
 from s3fuse.store.base import ObjectInfo, Page, Upload
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from s3fuse.store.base import Part
 
@@ -53,12 +54,14 @@ def parse_page(body: bytes, *, metadata_known: bool) -> Page:
     prefixes: list[str] = []
     token = ""
     truncated = False
-    for element in _parse(body, "ListBucketResult"):
+    root = _parse(body, "ListBucketResult")
+    decode = _decoder(root)
+    for element in root:
         match _local(element):
             case "Contents":
-                objects.append(_entry(element, metadata_known))
+                objects.append(_entry(element, decode, metadata_known))
             case "CommonPrefixes":
-                prefixes.append(unquote_plus(_text(element, "Prefix")))
+                prefixes.append(decode(_text(element, "Prefix")))
             case "NextContinuationToken":
                 token = element.text or ""
             case "IsTruncated":
@@ -71,7 +74,7 @@ def parse_page(body: bytes, *, metadata_known: bool) -> Page:
     return Page(tuple(objects), tuple(prefixes), token if truncated else None)
 
 
-def _entry(element: ET.Element, metadata_known: bool) -> ObjectInfo:
+def _entry(element: ET.Element, decode: Callable[[str], str], metadata_known: bool) -> ObjectInfo:
     key = etag = modified = ""
     size_bytes = 0
     metadata: Mapping[str, str] | None = {} if metadata_known else None
@@ -87,10 +90,10 @@ def _entry(element: ET.Element, metadata_known: bool) -> ObjectInfo:
         elif tag.endswith("Size"):
             size_bytes = int(child.text or 0)
         elif tag.endswith("UserMetadata"):
-            metadata = user_metadata((_local(item), item.text or "") for item in child)
+            metadata = user_metadata((item.tag[item.tag.rfind("}") + 1 :], item.text or "") for item in child)
     if not key:
         raise BadResponse("the listing has an entry without a key")
-    return ObjectInfo(unquote_plus(key), size_bytes, etag.strip('"'), parse_time(modified), metadata)
+    return ObjectInfo(decode(key), size_bytes, etag.strip('"'), parse_time(modified), metadata)
 
 
 def user_metadata(headers: Iterator[tuple[str, str]]) -> dict[str, str]:
@@ -102,14 +105,15 @@ def user_metadata(headers: Iterator[tuple[str, str]]) -> dict[str, str]:
 def parse_uploads(body: bytes) -> tuple[list[Upload], tuple[str, str] | None]:
     """A ListMultipartUploads answer and the markers (key, upload id) of the next page."""
     root = _parse(body, "ListMultipartUploadsResult")
+    decode = _decoder(root)
     uploads = [
-        Upload(unquote_plus(_text(item, "Key")), _text(item, "UploadId"), parse_time(_text(item, "Initiated")))
+        Upload(decode(_text(item, "Key")), _text(item, "UploadId"), parse_time(_text(item, "Initiated")))
         for item in root
         if _local(item) == "Upload"
     ]
     if _text(root, "IsTruncated") != "true":
         return uploads, None
-    return uploads, (unquote_plus(_text(root, "NextKeyMarker")), _text(root, "NextUploadIdMarker"))
+    return uploads, (decode(_text(root, "NextKeyMarker")), _text(root, "NextUploadIdMarker"))
 
 
 def parse_result(body: bytes, kind: str, field: str) -> str:
@@ -151,10 +155,15 @@ def complete_body(parts: Sequence[Part]) -> bytes:
 
 def parse_time(text: str) -> int:
     """ns since the epoch of an ISO 8601 time in UTC, without its fraction: HEAD has none, and the two must agree."""
+    return _second_ns(text[:19])
+
+
+@lru_cache(maxsize=1024)
+def _second_ns(text: str) -> int:
     try:
-        return int(datetime.fromisoformat(f"{text[:19]}+00:00").timestamp()) * 1_000_000_000
+        return int(datetime.fromisoformat(f"{text}+00:00").timestamp()) * 1_000_000_000
     except ValueError as exc:
-        raise BadResponse(f"not a time: {text[:40]!r}") from exc
+        raise BadResponse(f"not a time: {text!r}") from exc
 
 
 def _parse(body: bytes, kind: str) -> ET.Element:
@@ -165,6 +174,11 @@ def _parse(body: bytes, kind: str) -> ET.Element:
     if _local(root) != kind:
         raise BadResponse(f"the answer is {_local(root)} where {kind} was due")
     return root
+
+
+def _decoder(root: ET.Element) -> Callable[[str], str]:
+    """How names in an answer are decoded."""
+    return unquote_plus if _text(root, "EncodingType") == "url" else str
 
 
 def _local(element: ET.Element) -> str:

@@ -11,20 +11,22 @@ have acted on it, `BadResponse` for an answer that is not HTTP or not what was a
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import httptools
 import trio
 
 from s3fuse.errors import BadResponse, Refused, Unavailable
+from s3fuse.store.body import iterating
+from s3fuse.store.framing import Framing, Sink
 from s3fuse.store.wire import Broken, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from s3fuse.store.base import Body, Buffer
+    from s3fuse.store.framing import Answer
     from s3fuse.store.wire import Wire
 
 #: One read takes a head and a small body; larger bodies bypass this buffer.
@@ -45,61 +47,6 @@ class NotSent(Unavailable):
 
 class Lost(Unavailable):
     """The answer did not come (whole): the server may have acted on the request or not."""
-
-
-@dataclass(slots=True)
-class Answer:
-    """An HTTP answer. Header names are lower case; `body` is empty where the bytes went into buffers."""
-
-    status: int
-    headers: dict[str, str] = field(default_factory=dict)
-    body: bytes = b""
-
-
-class _Framing:
-    """llhttp's callbacks for one answer; interim (1xx) answers are skipped."""
-
-    def __init__(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._headers: dict[str, str] = {}
-        self.answer: Answer | None = None
-        self.data: list[bytes] = []
-        self.complete = False
-        self.keep_alive = False
-
-    def feed(self, data: memoryview) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
-            if not self.complete:
-                raise BadResponse(f"the answer is not HTTP: {exc}") from exc
-            self.keep_alive = False
-
-    def on_message_begin(self) -> None:
-        if self.complete:
-            self.keep_alive = False
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
-            return
-        key = name.decode("latin-1").lower()
-        text = value.decode("latin-1")
-        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
-
-    def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
-        if status < 200:
-            self._headers = {}
-        elif not self.complete:
-            self.answer = Answer(status, self._headers)
-            self.keep_alive = self._parser.should_keep_alive()
-
-    def on_body(self, data: bytes) -> None:
-        if not self.complete:
-            self.data.append(data)
-
-    def on_message_complete(self) -> None:
-        self.complete = self.answer is not None
 
 
 class _Clock:
@@ -269,7 +216,8 @@ async def _send(wire: Wire, request: _Request, clock: _Clock) -> bool:
         return await _send_watched(wire, request.head, body, clock)
     data: Buffer = request.head
     if body is not None and body.size_bytes:
-        parts: list[Buffer] = [chunk async for chunk in body.chunks()]
+        async with iterating(body) as chunks:
+            parts: list[Buffer] = [chunk async for chunk in chunks]
         _require_size(body, sum(map(len, parts)))
         data = b"".join((request.head, *parts))
     try:
@@ -289,10 +237,11 @@ async def _send_watched(wire: Wire, head: bytes, body: Body, clock: _Clock) -> b
         nursery.start_soon(_cancel_on_input, wire, nursery.cancel_scope)
         try:
             await wire.send_all(head)
-            async for chunk in body.chunks():
-                await wire.send_all(chunk)
-                sent_bytes += len(chunk)
-                clock.progress()
+            async with iterating(body) as chunks:
+                async for chunk in chunks:
+                    await wire.send_all(chunk)
+                    sent_bytes += len(chunk)
+                    clock.progress()
             finished = True
         except Broken:
             pass
@@ -322,7 +271,7 @@ def _require_size(body: Body, sent_bytes: int) -> None:
 
 async def _receive(connection: _Connection, request: _Request, clock: _Clock) -> tuple[Answer, bool]:
     """The answer, and whether the connection can serve another request."""
-    framing = _Framing()
+    framing = Framing()
     head_bytes = 0
     while framing.answer is None:
         head_bytes += await _feed(connection, framing, clock)
@@ -331,6 +280,8 @@ async def _receive(connection: _Connection, request: _Request, clock: _Clock) ->
     answer = framing.answer
     if request.head_only:
         return answer, False
+    if request.buffers and answer.status < 300 and answer.status not in _WITH_DATA:
+        raise BadResponse(f"status {answer.status} came where bytes were due")
     if request.method == "HEAD" or answer.status in _BODYLESS:
         return answer, framing.keep_alive and not framing.data
     if request.buffers and answer.status in _WITH_DATA:
@@ -342,7 +293,7 @@ async def _receive(connection: _Connection, request: _Request, clock: _Clock) ->
     return answer, framing.keep_alive and framing.complete
 
 
-async def _feed(connection: _Connection, framing: _Framing, clock: _Clock) -> int:
+async def _feed(connection: _Connection, framing: Framing, clock: _Clock) -> int:
     received = await connection.wire.recv_into(connection.scratch)
     if not received:
         raise Broken("closed before the answer was whole")
@@ -352,7 +303,7 @@ async def _feed(connection: _Connection, framing: _Framing, clock: _Clock) -> in
     return received
 
 
-async def _text(connection: _Connection, framing: _Framing, clock: _Clock) -> bytes:
+async def _text(connection: _Connection, framing: Framing, clock: _Clock) -> bytes:
     answer = framing.answer
     until_close = answer is not None and not {"content-length", "transfer-encoding"} & answer.headers.keys()
     size_bytes = sum(map(len, framing.data))
@@ -370,14 +321,14 @@ async def _text(connection: _Connection, framing: _Framing, clock: _Clock) -> by
     return b"".join(framing.data)
 
 
-async def _fill(connection: _Connection, framing: _Framing, buffers: Sequence[memoryview], clock: _Clock) -> bool:
+async def _fill(connection: _Connection, framing: Framing, buffers: Sequence[memoryview], clock: _Clock) -> bool:
     """Fills the buffers with the body; raises BadResponse if it is shorter or longer than they are."""
     assert framing.answer is not None
     wanted = sum(map(len, buffers))
     length = framing.answer.headers.get("content-length")
     if length is not None and length != str(wanted):
         raise BadResponse(f"the answer has {length} bytes where {wanted} were due")
-    sink = _Sink(buffers)
+    sink = Sink(buffers)
     sink.write(framing.data)
     while length is not None and sink.room:
         received = await connection.wire.recv_into(sink.room)
@@ -392,34 +343,6 @@ async def _fill(connection: _Connection, framing: _Framing, buffers: Sequence[me
     if sink.room:
         raise BadResponse(f"the answer ended before the {wanted} bytes that were due")
     return True
-
-
-class _Sink:
-    """Buffers filled one after the other; `room` is the rest of the current one, empty when all are full."""
-
-    def __init__(self, buffers: Sequence[memoryview]) -> None:
-        self._rest = iter(buffers)
-        self.room = memoryview(b"")
-        self.advance(0)
-
-    def advance(self, count: int) -> None:
-        self.room = self.room[count:]
-        while not self.room:
-            following = next(self._rest, None)
-            if following is None:
-                return
-            self.room = following
-
-    def write(self, pieces: Sequence[bytes]) -> None:
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                if not self.room:
-                    raise BadResponse("the answer has more bytes than were due")
-                count = min(len(view), len(self.room))
-                self.room[:count] = view[:count]
-                view = view[count:]
-                self.advance(count)
 
 
 def _head(method: str, target: str, headers: Mapping[str, str], body: Body | None) -> bytes:

@@ -160,6 +160,13 @@ class Files:
             await trio.to_thread.run_sync(inode.data.sync)
         await trio.to_thread.run_sync(self.core.staging.journal.sync)
 
+    async def sync_directory(self, directory: Inode) -> None:
+        """Returns when the directory and the names in it are as durable as `fsync` makes a file."""
+        if self.core.config.fsync == "local":
+            await trio.to_thread.run_sync(self.core.staging.journal.sync)
+            return
+        await self.core.syncer.sync_names(directory)
+
     def release(self, number: int) -> None:
         """The last close of a handle: a dirty file is queued, an unlinked one is dropped."""
         handle = self.handles.pop(number)

@@ -91,7 +91,7 @@ class Journal:
 
         Raises UserError where another process has it, it belongs to another bucket, or its format is unknown.
         """
-        self._directory = directory
+        self.directory = directory
         self._lock = self._take_lock(directory)
         try:
             self._db = sqlite3.connect(directory / "journal.sqlite", isolation_level=None, cached_statements=64)
@@ -217,7 +217,7 @@ class Journal:
 
         The WAL holds every commit since the last checkpoint, and a checkpoint syncs what it moves.
         """
-        wal = os.open(self._directory / "journal.sqlite-wal", os.O_RDONLY | os.O_CLOEXEC)
+        wal = os.open(self.directory / "journal.sqlite-wal", os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(wal)
         finally:

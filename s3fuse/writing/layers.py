@@ -22,7 +22,7 @@ HOLE: Final = -2
 
 
 class Piece(NamedTuple):
-    """Bytes [start, stop) of a file and where they are: the index of a layer, BASE or HOLE; offsets are the same there."""
+    """Bytes [start, stop) of a file and where they are, at the same offsets: index of a layer, BASE or HOLE."""
 
     source: int
     start: int
@@ -66,9 +66,7 @@ def resolve(layers: Sequence[Layer], base_bytes: int, start: int, stop: int) -> 
     return pieces
 
 
-def _descend(
-    layers: Sequence[Layer], top: int, base_bytes: int, start: int, stop: int, pieces: list[Piece]
-) -> None:
+def _descend(layers: Sequence[Layer], top: int, base_bytes: int, start: int, stop: int, pieces: list[Piece]) -> None:
     if top < 0:
         shown = min(max(start, base_bytes), stop)
         _append(pieces, BASE, start, shown)

@@ -85,12 +85,10 @@ class Multipart:
 
 Plan: TypeAlias = SinglePut | Multipart
 
-_WHOLE_DEFAULT = Limits()
+DEFAULT_LIMITS = Limits()
 
 
-def plan_upload(
-    pieces: Sequence[Piece], size: int, limits: Limits = _WHOLE_DEFAULT, *, copy_base: bool = True
-) -> Plan:
+def plan_upload(pieces: Sequence[Piece], size: int, limits: Limits = DEFAULT_LIMITS, *, copy_base: bool = True) -> Plan:
     """How to upload `size` bytes made of `pieces` (`layers.resolve` over the whole file).
 
     `copy_base` says whether the server can still copy from the base object. Holes are sent. Each dirty run costs at
@@ -105,14 +103,22 @@ def plan_upload(
         # Three requests more than one PUT: worth it where they spare half the bytes.
         if not copies or 2 * sum(stop - start for start, stop in copies) < size:
             return SinglePut()
-    largest = limits.max_part_bytes - limits.min_part_bytes
-    part_bytes = max(limits.part_bytes, -(-size // limits.max_parts))
-    while part_bytes <= largest:
+    changed = size - sum(stop - start for start, stop in runs)
+    for part_bytes in _part_sizes(changed, limits):
         parts = _parts(runs, size, limits, part_bytes)
         if len(parts) <= limits.max_parts:
             return Multipart(tuple(parts))
-        part_bytes = part_bytes * 2 if part_bytes == largest else min(part_bytes * 2, largest)
     raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+
+def _part_sizes(changed_bytes: int, limits: Limits) -> Iterator[int]:
+    """Sizes of sent parts to try, smallest first. A split may add `min_part_bytes` to the last part of a range."""
+    largest = limits.max_part_bytes - limits.min_part_bytes
+    part_bytes = max(limits.part_bytes, -(-changed_bytes // limits.max_parts))
+    while part_bytes < largest:
+        yield part_bytes
+        part_bytes *= 2
+    yield largest
 
 
 def _parts(runs: Sequence[tuple[int, int]], size: int, limits: Limits, part_bytes: int) -> list[Part]:

@@ -1,0 +1,295 @@
+"""The command line: verbs and options. Exit codes are `errors.ExitCode`; every failure is one line on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from s3fuse import __version__, config, control, daemon
+from s3fuse.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+class Size(click.ParamType[int]):
+    """64MiB, 10GB or a number of bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else config.parse_size(_named(param), value)
+
+
+class Seconds(click.ParamType[float]):
+    """30s, 5m or a number of seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        return value if isinstance(value, float) else config.parse_time(_named(param), value)
+
+
+class Mode(click.ParamType[int]):
+    """An octal mode such as 0644."""
+
+    name = "mode"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return value if isinstance(value, int) else config.parse_mode(_named(param), value)
+
+
+def _named(param: click.Parameter | None) -> str:
+    return param.opts[0] if param is not None else "value"
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="s3fuse")
+def cli() -> None:
+    """An S3 bucket as a POSIX directory."""
+
+
+def _from_fstab(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
+    """`-o a,b=c`: each name is an option of this command without its dashes; mount(8)'s own words are skipped."""
+    ours = {opt.lstrip("-"): p for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
+    for word in (word for value in values for word in value.split(",") if word):
+        name, has_value, value = word.partition("=")
+        name = name.replace("_", "-")
+        if name in ("ro", "rw", "auto", "noauto", "user", "nofail", "-netdev", "defaults", "dev", "suid", "exec"):
+            if name == "ro":
+                ctx.params["read_only"] = True
+            continue
+        option = ours.get(name)
+        if option is None or option.name is None or name == "help":
+            raise UserError(f"-o {name}: there is no such option; see s3fuse mount --help", ExitCode.USAGE)
+        flag = isinstance(option, click.Option) and option.is_flag
+        if flag == bool(has_value):
+            raise UserError(f"-o {name} {'takes no value' if flag else 'needs a value'}", ExitCode.USAGE)
+        ctx.params[option.name] = True if flag else option.type_cast_value(ctx, value)
+
+
+def _default_umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@cli.command()
+@click.argument("bucket", metavar="[ALIAS/]BUCKET[/PREFIX]")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--endpoint", metavar="URL", help="S3 server, e.g. http://127.0.0.1:9000.")
+@click.option("--region", help="Region to sign for (us-east-1).")
+@click.option("--profile", help="Section of the AWS credentials file.")
+@click.option("--credentials-file", type=click.Path(path_type=Path), help="File with the keys; read again when it changes.")
+@click.option("--ca-file", metavar="FILE", help="Certificate authority of the server.")
+@click.option("--create-bucket", is_flag=True, help="Make the bucket if it does not exist.")
+@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where the journal and staged files are kept.")
+@click.option("--memory", type=Size(), default="256MiB", show_default=True, help="Most memory for cached blocks.")
+@click.option("--dirty-size", type=Size(), default="4GiB", show_default=True, help="Most staged bytes before writers wait.")
+@click.option("--max-requests", type=int, default=32, show_default=True, help="Most S3 requests at once.")
+@click.option("--close", type=click.Choice(["local", "upload"]), default="local", show_default=True, help="When close(2) returns.")
+@click.option("--fsync", type=click.Choice(["upload", "local"]), default="upload", show_default=True, help="When fsync(2) returns.")
+@click.option("--drain-timeout", type=Seconds(), default="5m", show_default=True, help="Longest wait for uploads at the end.")
+@click.option("--attr-ttl", type=Seconds(), default="1s", show_default=True, help="How old what is known of the bucket may be.")
+@click.option("--read-only", is_flag=True, help="Refuse every change.")
+@click.option("--uid", type=int, default=os.geteuid, help="Owner of objects without metadata.")
+@click.option("--gid", type=int, default=os.getegid, help="Group of objects without metadata.")
+@click.option("--umask", type=Mode(), default=_default_umask, help="Bits to clear in the default modes.")
+@click.option("--file-mode", type=Mode(), default="0666", help="Mode of files without metadata, before --umask.")
+@click.option("--dir-mode", type=Mode(), default="0777", help="Mode of directories without metadata, before --umask.")
+@click.option("--allow-other/--no-allow-other", default=lambda: os.geteuid() == 0, help="Let other users in (root: on).")
+@click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@click.option("--log-file", type=click.Path(path_type=Path), help="Where the daemon writes its log.")
+@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
+@click.option("-o", "fstab", multiple=True, expose_value=False, callback=_from_fstab, metavar="a,b=c", help="Options in fstab form.")
+def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> None:
+    """Mount a bucket; returns when the mount answers."""
+    place = config.parse_place(bucket)
+    umask = options.pop("umask")
+    settings = config.MountConfig(
+        mountpoint=Path(os.path.abspath(mountpoint)),
+        bucket=place.bucket,
+        prefix=place.prefix,
+        alias=place.alias,
+        memory_bytes=options.pop("memory"),
+        dirty_size_bytes=options.pop("dirty_size"),
+        drain_timeout_s=options.pop("drain_timeout"),
+        attr_ttl_s=options.pop("attr_ttl"),
+        file_mode=options.pop("file_mode") & ~umask,
+        dir_mode=options.pop("dir_mode") & ~umask,
+        **options,
+    )
+    log_file = settings.log_file or (None if foreground else _default_log(settings))
+    daemon.set_up_logging(settings.log_level, log_file)
+    from s3fuse import mount as mounting
+
+    serve = partial(mounting.serve, settings)
+    sys.exit(serve(lambda: None) if foreground else daemon.run_in_background(serve, str(log_file)))
+
+
+def _default_log(settings: config.MountConfig) -> Path:
+    """A daemon's log: beside the control socket, one file a mountpoint."""
+    path = control.socket_path(settings.mountpoint).with_suffix(".log")
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return path
+
+
+@contextmanager
+def _progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """A line that counts down on a terminal; nothing in a pipe."""
+    from rich.console import Console
+    from rich.status import Status
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda message: None
+        return
+    with Status(title, console=console) as status:
+        yield lambda message: status.update(f"{title}: {message['files']} files, {message['bytes'] / 1e6:,.1f} MB to go")
+
+
+def _not_mounted(mountpoint: Path) -> UserError:
+    return UserError(f"{mountpoint} is not mounted by s3fuse; see s3fuse status")
+
+
+def _list(items: list[dict[str, Any]]) -> None:
+    for item in items:
+        click.echo(f"  {item['name']} ({item['bytes']} bytes): {item['error'] or item['state']}", err=True)
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.option("--drain-timeout", type=Seconds(), help="Longest wait for uploads; the mount's own by default.")
+def umount(mountpoint: Path, drain_timeout: float | None) -> None:
+    """Upload what waits, then unmount; exit code 3 if something is left in the journal."""
+    from s3fuse import kernel
+
+    mountpoint = Path(os.path.abspath(mountpoint))
+    pid = next((m["pid"] for m in control.mounts() if m["mountpoint"] == str(mountpoint)), None)
+    try:
+        with _progress(f"unmounting {mountpoint}") as show:
+            result = control.request(
+                mountpoint, "umount", on_progress=show, timeout_s=60, drain_timeout_s=drain_timeout
+            )
+    except OSError:
+        entry = kernel.mount_entry(mountpoint)
+        if entry is None or entry.fstype != kernel.FSTYPE:
+            raise _not_mounted(mountpoint) from None
+        kernel.unmount(mountpoint, lazy=True)
+        raise UserError(
+            f"the daemon of {mountpoint} was dead; the mount is detached, and what it had not uploaded is in its "
+            "journal: mount the bucket again to upload it",
+            ExitCode.PENDING,
+        ) from None
+    _wait_for_end(pid)
+    if result["pending"]:
+        click.echo(f"s3fuse: {mountpoint} is unmounted, but these wait in the journal for the next mount:", err=True)
+        _list(result["pending"])
+        sys.exit(ExitCode.PENDING)
+
+
+def _wait_for_end(pid: int | None) -> None:
+    """Returns when the daemon has ended, so that its cache directory is free."""
+    if pid is None:
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    select.select([descriptor], [], [], 30)
+    os.close(descriptor)
+
+
+@cli.command()
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def flush(mountpoint: Path) -> None:
+    """Wait until everything written so far is in the bucket."""
+    mountpoint = Path(os.path.abspath(mountpoint))
+    try:
+        with _progress(f"flushing {mountpoint}") as show:
+            result = control.request(mountpoint, "flush", on_progress=show, timeout_s=60)
+    except OSError:
+        raise _not_mounted(mountpoint) from None
+    if result["failed"]:
+        click.echo(f"s3fuse: these files of {mountpoint} are not in the bucket; they are kept and tried again:", err=True)
+        _list(result["failed"])
+        sys.exit(ExitCode.FAILED)
+
+
+@cli.command()
+@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
+def status(mountpoint: Path | None, as_json: bool) -> None:
+    """Show mounts, what waits for upload, and what the server can do."""
+    wanted = os.path.abspath(mountpoint) if mountpoint else None
+    found = []
+    for about in control.mounts():
+        if wanted is None or about["mountpoint"] == wanted:
+            try:
+                found.append(control.request(Path(about["mountpoint"]), "status"))
+            except OSError as error:
+                found.append({**about, "state": f"no answer: {error}"})
+    if mountpoint and not found:
+        raise _not_mounted(mountpoint)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        from s3fuse.report import show_status
+
+        show_status(found)
+
+
+@cli.command()
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where objects and keys are kept.")
+@click.option("--port", type=int, default=0, help="Port of the S3 endpoint; a free one by default.")
+def server(data_dir: Path | None, port: int) -> None:
+    """Run the embedded S3 server on loopback until interrupted."""
+    import trio
+
+    from s3fuse.server import embedded_server
+
+    folder = data_dir or config.cache_root() / "server"
+
+    async def run() -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async with embedded_server(folder, port=port) as running:
+                settings = folder / "server.env"
+                settings.write_text("")
+                settings.chmod(0o600)
+                settings.write_text(
+                    f"export MINIO_ENDPOINT={running.endpoint}\nexport MINIO_ACCESS_KEY={running.access_key}\n"
+                    f"export MINIO_SECRET_KEY={running.secret_key}\n"
+                )
+                click.echo(f"S3 server at {running.endpoint}; its address and keys: . {settings}")
+                async for _ in received:
+                    break
+            settings.unlink()
+
+    trio.run(run)
+
+
+def main() -> None:
+    """Runs a verb; a UserError becomes its message and exit code."""
+    try:
+        cli.main(standalone_mode=False)
+    except UserError as error:
+        click.echo(f"s3fuse: {error}", err=True)
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(ExitCode.USAGE)
+    except click.Abort:
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(ExitCode.FAILED)

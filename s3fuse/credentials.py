@@ -1,0 +1,184 @@
+"""Where the server and the keys come from; the first place that has them wins (README, "Server and keys").
+
+Keys never appear in arguments, logs or error texts. What comes from a file is read again when the file changes, so
+rotated keys are used by the next request.
+"""
+
+from __future__ import annotations
+
+import configparser
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from minio.credentials.credentials import Credentials
+from minio.credentials.providers import IamAwsProvider, Provider
+
+from s3fuse.config import mc_aliases, usage
+from s3fuse.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from s3fuse.config import MountConfig
+
+ENDPOINTS = ("MINIO_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+KEY_PAIRS = (
+    ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", ""),
+    ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", ""),
+    ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the bucket is, and what signs requests to it."""
+
+    endpoint: str
+    region: str
+    provider: Provider
+
+
+class FileProvider(Provider):
+    """Keys from files that may be replaced while mounted; `load` reads them and raises UserError."""
+
+    def __init__(self, files: list[Path], load: Callable[[], Credentials]) -> None:
+        self._files = files
+        self._load = load
+        self._seen = self._stamp()
+        self._credentials = load()
+
+    def _stamp(self) -> list[tuple[int, int, int]]:
+        found = []
+        for path in self._files:
+            try:
+                status = path.stat()
+                found.append((status.st_mtime_ns, status.st_ino, status.st_size))
+            except OSError:
+                found.append((0, 0, 0))
+        return found
+
+    def retrieve(self) -> Credentials:
+        """The keys as the files have them now; the last good ones while a file is being replaced."""
+        stamp = self._stamp()
+        if stamp != self._seen:
+            try:
+                self._credentials = self._load()
+                self._seen = stamp
+            except UserError:
+                pass
+        return self._credentials
+
+
+def resolve(config: MountConfig) -> Server:
+    """Finds endpoint, region and keys. Raises UserError that says where it looked."""
+    alias = mc_aliases().get(config.alias or "", {})
+    profile = _profile(config.profile or os.environ.get("AWS_PROFILE"))
+    endpoint = config.endpoint or alias.get("url") or next(filter(None, map(_variable, ENDPOINTS)), None)
+    endpoint = endpoint or profile.get("endpoint_url")
+    if not endpoint:
+        raise UserError(
+            f"no server is named; give --endpoint http://HOST:PORT, set {' or '.join(ENDPOINTS)}, or use an mc alias",
+            ExitCode.USAGE,
+        )
+    endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
+    if not endpoint.startswith(("http://", "https://")):
+        raise usage("--endpoint", endpoint, "http://HOST:PORT or https://HOST:PORT")
+    region = config.region or _variable("AWS_REGION") or _variable("AWS_DEFAULT_REGION") or profile.get("region")
+    return Server(endpoint.rstrip("/"), region or "us-east-1", _provider(config, alias))
+
+
+def _provider(config: MountConfig, alias: dict[str, str]) -> Provider:
+    if config.credentials_file is not None:
+        path = config.credentials_file
+        return FileProvider([path], lambda: read_keys(path, config.profile))
+    if alias:
+        name = config.alias or ""
+        folder = Path(os.environ.get("MC_CONFIG_DIR") or Path.home() / ".mc") / "config.json"
+        return FileProvider([folder], lambda: _alias_keys(name))
+    if config.profile is None:
+        for access, secret, token in KEY_PAIRS:
+            if _variable(access) and _variable(secret):
+                files = [Path(os.environ[f"{n}_FILE"]) for n in (access, secret, token) if os.environ.get(f"{n}_FILE")]
+                return FileProvider(files, lambda pair=(access, secret, token): _variable_keys(*pair))  # type: ignore[misc]
+    path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
+    if path.exists():
+        return FileProvider([path], lambda: read_keys(path, config.profile or os.environ.get("AWS_PROFILE")))
+    if config.profile is not None:
+        raise UserError(f"--profile {config.profile}: {path} does not exist", ExitCode.USAGE)
+    if os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE") or os.environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
+        return IamAwsProvider()
+    raise UserError(
+        "no keys were found; looked for --credentials-file, an mc alias, "
+        + ", ".join(f"{access}/{secret}" for access, secret, _ in KEY_PAIRS)
+        + f" (each also as …_FILE) and {path}",
+        ExitCode.USAGE,
+    )
+
+
+def _variable(name: str) -> str | None:
+    """The variable, or the content of the file that NAME_FILE names (a Docker secret). Raises UserError."""
+    if not name:
+        return None
+    if os.environ.get(name):
+        return os.environ[name]
+    path = os.environ.get(f"{name}_FILE")
+    if not path:
+        return None
+    try:
+        return Path(path).read_text().strip()
+    except OSError as error:
+        raise UserError(f"{name}_FILE: {path} cannot be read: {error.strerror}", ExitCode.USAGE) from None
+
+
+def _variable_keys(access: str, secret: str, token: str) -> Credentials:
+    return Credentials(_variable(access) or "", _variable(secret) or "", session_token=_variable(token))
+
+
+def _alias_keys(name: str) -> Credentials:
+    entry = mc_aliases().get(name, {})
+    if not entry.get("accessKey") or not entry.get("secretKey"):
+        raise UserError(f"mc alias {name!r} has no keys; set it again with: mc alias set {name} URL KEY SECRET")
+    return Credentials(entry["accessKey"], entry["secretKey"], session_token=entry.get("sessionToken"))
+
+
+def _profile(name: str | None) -> dict[str, str]:
+    """The section of ~/.aws/config, where endpoint_url and region may be."""
+    parser = configparser.ConfigParser(interpolation=None)
+    try:
+        parser.read(os.environ.get("AWS_CONFIG_FILE") or Path.home() / ".aws" / "config")
+    except configparser.Error:
+        return {}
+    for section in (f"profile {name}", name) if name else ("default",):
+        if section and parser.has_section(section):
+            return dict(parser[section])
+    return {}
+
+
+def read_keys(path: Path, profile: str | None) -> Credentials:
+    """Keys of a file: an AWS credentials file, one line ACCESS:SECRET (as for s3fs), or JSON. Raises UserError."""
+    try:
+        text = path.read_text().strip()
+    except OSError as error:
+        raise UserError(f"credentials file {path} cannot be read: {error.strerror}", ExitCode.USAGE) from None
+    forms = "an AWS credentials file, one line ACCESS:SECRET, or JSON with accessKey and secretKey"
+    try:
+        if text.startswith("{"):
+            found = json.loads(text)
+            return Credentials(found["accessKey"], found["secretKey"], session_token=found.get("sessionToken"))
+        if not text.startswith("[") and text.count("\n") == 0 and text.count(":") == 1:
+            access, secret = text.split(":")
+            return Credentials(access, secret)
+        parser = configparser.ConfigParser(interpolation=None)
+        parser.read_string(text)
+        section = parser[profile or "default"]
+        return Credentials(
+            section["aws_access_key_id"],
+            section["aws_secret_access_key"],
+            session_token=section.get("aws_session_token"),
+        )
+    except (ValueError, KeyError, TypeError, configparser.Error):
+        which = f" (profile {profile})" if profile else ""
+        raise UserError(f"credentials file {path}{which} holds no keys; it takes {forms}", ExitCode.USAGE) from None

@@ -1,0 +1,258 @@
+"""The kernel's requests as calls of `vfs`: decode, one call, encode. No decisions are made here."""
+
+from __future__ import annotations
+
+import errno
+import time
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import pyfuse3
+
+from s3fuse.fuse.errno import answers
+from s3fuse.vfs.attributes import FREE_BYTES, FREE_INODES, AttributeOperations, Wanted
+from s3fuse.vfs.files import Files
+from s3fuse.vfs.names import Names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields, StatvfsData
+
+    from s3fuse.namespace.inodes import Inode
+    from s3fuse.vfs.core import Core
+
+BLOCK_BYTES = 4096
+#: How many children of a directory get their attributes fetched at once, where a listing did not give them.
+LEARN_AHEAD = 64
+
+
+class Adapter(pyfuse3.Operations):
+    """One mount. Lookup counts follow the kernel's rules: each entry given to it counts one, forget takes them back."""
+
+    supports_dot_lookup = True
+    enable_writeback_cache = True
+
+    def __init__(self, core: Core) -> None:
+        super().__init__()
+        self.core = core
+        self.inodes = core.inodes
+        self.names = Names(core)
+        self.files = Files(core)
+        self.attributes = AttributeOperations(core, self.files)
+        self._listings: dict[int, tuple[Inode, list[Inode] | None]] = {}
+        self._next_listing = 1
+
+    # -- encoding
+
+    def _entry(self, inode: Inode) -> EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode.number
+        entry.st_mode = inode.mode
+        entry.st_uid, entry.st_gid = inode.uid, inode.gid
+        entry.st_size = inode.size
+        entry.st_blocks = -(-inode.size // 512)
+        entry.st_rdev = inode.rdev
+        entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
+        if not inode.linked:
+            entry.st_nlink = 0
+        elif inode.listing is not None:
+            entry.st_nlink = 2
+        timeout = self.core.config.attr_ttl_s
+        if not inode.dirty:
+            timeout = max(0.0, min(timeout, inode.valid_until - time.monotonic()))
+        entry.attr_timeout = entry.entry_timeout = timeout
+        return entry
+
+    def _known(self, inode: Inode) -> EntryAttributes:
+        """The entry of an inode whose number the kernel gets with this answer."""
+        inode.lookups += 1
+        return self._entry(inode)
+
+    # -- names
+
+    @answers
+    async def lookup(self, parent_inode: int, name: bytes, ctx: RequestContext) -> EntryAttributes:
+        parent = self.inodes[parent_inode]
+        inode = await self.names.lookup(parent, name)
+        if inode is not None:
+            return self._known(inode)
+        absent = pyfuse3.EntryAttributes()
+        absent.st_ino = 0
+        absent.entry_timeout = self.core.directories.absent_for_s(parent, name)
+        return absent
+
+    @answers
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
+    ) -> tuple[FileInfo, EntryAttributes]:
+        inode = await self.names.create(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        handle = self.files.open_known(inode, writes=True)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._known(inode)
+
+    @answers
+    async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        return self._known(
+            await self.names.mkdir(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+        )
+
+    @answers
+    async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        return self._known(
+            await self.names.mknod(self.inodes[parent_inode], name, mode & ~ctx.umask, rdev, ctx.uid, ctx.gid)
+        )
+
+    @answers
+    async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        return self._known(await self.names.symlink(self.inodes[parent_inode], name, target, ctx.uid, ctx.gid))
+
+    @answers
+    async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
+        raise OSError(errno.EPERM, "hard links are not supported")
+
+    @answers
+    async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self.names.unlink(self.inodes[parent_inode], name)
+
+    @answers
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self.names.rmdir(self.inodes[parent_inode], name)
+
+    @answers
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: RequestContext,
+    ) -> None:
+        await self.names.rename(
+            self.inodes[parent_inode_old], name_old, self.inodes[parent_inode_new], name_new, flags
+        )
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, count in inode_list:
+            self.inodes.forget(number, count)
+
+    # -- directories
+
+    @answers
+    async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        directory = self.inodes[inode]
+        directory.opens += 1
+        number, self._next_listing = self._next_listing, self._next_listing + 1
+        self._listings[number] = (directory, None)
+        return number
+
+    @answers
+    async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
+        directory, children = self._listings[fh]
+        if start_id == 0 or children is None:
+            children = await self.names.entries(directory)
+            self._listings[fh] = (directory, children)
+        for cookie, child in islice(enumerate(children, 1), start_id, None):
+            if not child.linked:
+                continue
+            if not child.attributes_known:
+                await self.core.directories.learn_all(children[cookie - 1 : cookie - 1 + LEARN_AHEAD])
+            if child.linked and not pyfuse3.readdir_reply(token, child.name.encode(), self._entry(child), cookie):
+                return
+            child.lookups += child.linked
+
+    @answers
+    async def releasedir(self, fh: int) -> None:
+        directory, _ = self._listings.pop(fh)
+        directory.opens -= 1
+        if not directory.opens and directory.dirty:
+            self.core.changes.release(directory)
+        self.inodes.drop_if_unused(directory)
+
+    @answers
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        directory, _ = self._listings[fh]
+        await self.files.sync_directory(directory)
+
+    # -- files
+
+    @answers
+    async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
+        handle = await self.files.open(self.inodes[inode], flags)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    @answers
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+        return await self.files.read(fh, off, size)
+
+    @answers
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self.files.write(fh, off, buf)
+
+    @answers
+    async def flush(self, fh: int) -> None:
+        await self.files.flush(fh)
+
+    @answers
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self.files.fsync(fh)
+
+    @answers
+    async def release(self, fh: int) -> None:
+        self.files.release(fh)
+
+    # -- attributes
+
+    @answers
+    async def getattr(self, inode: int, ctx: RequestContext) -> EntryAttributes:
+        node = self.inodes[inode]
+        await self.attributes.getattr(node)
+        return self._entry(node)
+
+    @answers
+    async def setattr(
+        self, inode: int, attr: EntryAttributes, fields: SetattrFields, fh: int | None, ctx: RequestContext
+    ) -> EntryAttributes:
+        node = self.inodes[inode]
+        await self.attributes.setattr(
+            node,
+            Wanted(
+                mode=attr.st_mode if fields.update_mode else None,
+                uid=attr.st_uid if fields.update_uid else None,
+                gid=attr.st_gid if fields.update_gid else None,
+                size=attr.st_size if fields.update_size else None,
+                atime_ns=attr.st_atime_ns if fields.update_atime else None,
+                mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+                ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+            ),
+        )
+        return self._entry(node)
+
+    @answers
+    async def readlink(self, inode: int, ctx: RequestContext) -> bytes:
+        return await self.attributes.readlink(self.inodes[inode])
+
+    @answers
+    async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        return await self.attributes.getxattr(self.inodes[inode], name)
+
+    @answers
+    async def listxattr(self, inode: int, ctx: RequestContext) -> list[bytes]:
+        return await self.attributes.listxattr(self.inodes[inode])
+
+    @answers
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
+        await self.attributes.setxattr(self.inodes[inode], name, value)
+
+    @answers
+    async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
+        await self.attributes.removexattr(self.inodes[inode], name)
+
+    @answers
+    async def statfs(self, ctx: RequestContext) -> StatvfsData:
+        stats = pyfuse3.StatvfsData()
+        stats.f_bsize = stats.f_frsize = BLOCK_BYTES
+        stats.f_blocks = stats.f_bfree = stats.f_bavail = FREE_BYTES // BLOCK_BYTES
+        stats.f_files = stats.f_ffree = stats.f_favail = FREE_INODES
+        stats.f_namemax = 255
+        return stats

@@ -1,0 +1,56 @@
+"""The one place that says which errno a failure becomes."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyfuse3
+
+from s3fuse import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+log = logging.getLogger(__name__)
+
+ERRNO: dict[type[errors.StoreError], int] = {
+    errors.NotFound: errno.ENOENT,
+    errors.NoSuchBucket: errno.EIO,
+    errors.PreconditionFailed: errno.ESTALE,
+    errors.AccessDenied: errno.EACCES,
+    errors.Refused: errno.EIO,
+    errors.Unsupported: errno.EOPNOTSUPP,
+    errors.Unavailable: errno.ETIMEDOUT,
+    errors.BadResponse: errno.EIO,
+    errors.StoreError: errno.EIO,
+}
+
+Answer = TypeVar("Answer")
+
+
+def answers(operation: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[..., Coroutine[Any, Any, Answer]]:
+    """Makes an operation raise only `pyfuse3.FUSEError`: anything else would end the mount.
+
+    OSErrors keep their errno. Store errors follow `ERRNO` and are logged, since the program sees only a number. What
+    nobody expected is EIO with a traceback in the log.
+    """
+
+    @functools.wraps(operation)
+    async def wrapped(*args: Any) -> Answer:
+        try:
+            return await operation(*args)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+        except errors.StoreError as error:
+            log.info("%s: %s", operation.__name__, error)
+            raise pyfuse3.FUSEError(ERRNO[type(error)]) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed in a way that nobody expected; the program gets EIO", operation.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return wrapped

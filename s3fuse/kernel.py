@@ -1,0 +1,202 @@
+"""The kernel side of a mount, made by our own code: /dev/fuse, mount(2) or fusermount3, mountinfo, read-ahead.
+
+The descriptor that `mount` gives is the connection; whoever holds it keeps the mount alive.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from s3fuse.errors import UserError
+
+FSTYPE = "fuse.s3fuse"
+_libc = ctypes.CDLL(None, use_errno=True)
+MS_RDONLY = 1
+MNT_DETACH = 2
+#: How long a stat of a mountpoint may take before its daemon counts as hung.
+PROBE_S = 3.0
+
+
+@dataclass(frozen=True)
+class MountEntry:
+    """One line of /proc/self/mountinfo; `device` is "MAJOR:MINOR"."""
+
+    mountpoint: str
+    device: str
+    fstype: str
+    source: str
+
+
+def _unescape(text: str) -> str:
+    """mountinfo writes blank, tab, newline and backslash as octal."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found.group(1), 8)), text)
+
+
+def parse_mountinfo(text: str) -> list[MountEntry]:
+    """The mounts in a mountinfo file (format: proc(5)), in order; a later one on a mountpoint covers an earlier one."""
+    entries = []
+    for line in text.splitlines():
+        fields = line.split(" ")
+        dash = fields.index("-", 6)
+        entries.append(MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], _unescape(fields[dash + 2])))
+    return entries
+
+
+def mount_entry(mountpoint: Path) -> MountEntry | None:
+    """What is mounted on this path now. Never touches the filesystem that is mounted there."""
+    wanted = os.path.abspath(mountpoint)
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    found = [entry for entry in parse_mountinfo(text) if entry.mountpoint == wanted]
+    return found[-1] if found else None
+
+
+def _stat_errno(path: Path) -> int:
+    """The errno of a stat, 0 for success, ETIMEDOUT where it does not return (the thread is then left behind)."""
+    result = [errno.ETIMEDOUT]
+
+    def look() -> None:
+        try:
+            os.stat(path)
+            result[0] = 0
+        except OSError as error:
+            result[0] = error.errno or errno.EIO
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(PROBE_S)
+    return result[0]
+
+
+def is_dead(mountpoint: Path) -> bool:
+    """Whether a mount is there whose daemon is gone."""
+    return mount_entry(mountpoint) is not None and _stat_errno(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def check_mountpoint(mountpoint: Path, *, nonempty: bool) -> None:
+    """Returns when a mount can be made there; a dead s3fuse mount is detached first.
+
+    Raises UserError that names what is in the way.
+    """
+    if not os.path.exists("/dev/fuse"):
+        raise UserError("/dev/fuse does not exist; load the kernel module (modprobe fuse), in a container add --device /dev/fuse")
+    entry = mount_entry(mountpoint)
+    if entry is not None and entry.fstype == FSTYPE and is_dead(mountpoint):
+        unmount(mountpoint, lazy=True)
+        entry = mount_entry(mountpoint)
+    if entry is not None and entry.fstype.startswith("fuse"):
+        raise UserError(f"mountpoint {mountpoint} is busy: {entry.source} ({entry.fstype}) is mounted there; unmount it first")
+    try:
+        mode = os.stat(mountpoint).st_mode
+    except FileNotFoundError:
+        raise UserError(f"mountpoint {mountpoint} does not exist; make it with: mkdir -p {mountpoint}") from None
+    except OSError as error:
+        raise UserError(f"mountpoint {mountpoint} cannot be used: {error.strerror}") from None
+    if not stat.S_ISDIR(mode):
+        raise UserError(f"mountpoint {mountpoint} is not a directory; choose a directory")
+    if not nonempty and os.listdir(mountpoint):
+        raise UserError(f"mountpoint {mountpoint} is not empty; choose an empty directory or add --nonempty to cover it")
+
+
+def mount(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) -> int:
+    """Mounts and gives the descriptor of the connection (inheritable). Raises UserError."""
+    if os.geteuid() != 0:
+        return _mount_by_helper(mountpoint, source=source, allow_other=allow_other, read_only=read_only)
+    try:
+        device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(f"/dev/fuse cannot be opened: {error.strerror}; in a container add --device /dev/fuse") from None
+    root_mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
+    options = f"fd={device},rootmode={root_mode:o},user_id=0,group_id=0,default_permissions,max_read=1048576"
+    if allow_other:
+        options += ",allow_other"
+    # Devices and suid files work as on a disk: only root gets here, and container images need both.
+    flags = MS_RDONLY if read_only else 0
+    arguments = (source.encode(), os.fsencode(mountpoint), FSTYPE.encode(), flags, options.encode())
+    if _libc.mount(*arguments):
+        code = ctypes.get_errno()
+        os.close(device)
+        hint = "; mounting needs the capability CAP_SYS_ADMIN" if code == errno.EPERM else ""
+        raise UserError(f"mounting on {mountpoint} failed: {os.strerror(code)}{hint}")
+    os.set_inheritable(device, True)
+    return device
+
+
+def _mount_by_helper(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) -> int:
+    """Has fusermount3 mount for a user who may not; it passes the descriptor over a socket (libfuse's protocol)."""
+    helper = shutil.which("fusermount3")
+    if helper is None:
+        raise UserError("fusermount3 is not installed; install the package fuse3, or mount as root")
+    options = ["default_permissions", f"fsname={source.replace(',', '_')}", "subtype=s3fuse", "max_read=1048576"]
+    options += ["allow_other"] if allow_other else []
+    options += ["ro"] if read_only else []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        done = subprocess.run(
+            [helper, "-o", ",".join(options), "--", str(mountpoint)],
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise UserError(f"mounting on {mountpoint} failed: {reason[0]}")
+        fds = array.array("i")
+        _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_LEN(fds.itemsize))
+        for _level, _kind, content in ancillary:
+            fds.frombytes(content[: fds.itemsize])
+    if not fds:
+        raise UserError(f"mounting on {mountpoint} failed: fusermount3 passed no descriptor")
+    os.set_inheritable(fds[0], True)
+    return fds[0]
+
+
+def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
+    """Detaches the mount; `lazy` also while files are open. Raises OSError(EBUSY, EINVAL where none is there)."""
+    if os.geteuid() != 0:
+        helper = shutil.which("fusermount3") or "fusermount3"
+        done = subprocess.run([helper, "-u", *(["-z"] if lazy else []), "--", str(mountpoint)], capture_output=True, text=True)
+        if done.returncode:
+            code = errno.EBUSY if "busy" in done.stderr.lower() else errno.EINVAL
+            raise OSError(code, done.stderr.strip() or os.strerror(code), str(mountpoint))
+        return
+    if _libc.umount2(os.fsencode(mountpoint), MNT_DETACH if lazy else 0):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(mountpoint))
+
+
+def write_back(mountpoint: Path) -> None:
+    """Returns when the kernel has sent the daemon all that programs wrote there. Raises OSError.
+
+    It blocks until the daemon has answered, so the daemon calls it in a thread.
+    """
+    descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if _libc.syncfs(descriptor):
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(mountpoint))
+    finally:
+        os.close(descriptor)
+
+
+def set_read_ahead(mountpoint: Path, kib: int) -> bool:
+    """Raises the mount's read-ahead to `kib`; False where this user may not."""
+    entry = mount_entry(mountpoint)
+    if entry is None:
+        return False
+    with suppress(OSError):
+        Path(f"/sys/class/bdi/{entry.device}/read_ahead_kb").write_text(f"{kib}\n")
+        return True
+    return False

@@ -1,0 +1,329 @@
+"""Composes one mount: store, journal, kernel connection, FUSE loop, control socket; and ends it in the right order.
+
+Start: everything that can fail is tried before the kernel mount is made, so that a failure leaves nothing behind.
+End: the kernel is detached first (it writes its dirty pages back while we still answer), then what is dirty is
+drained, then the connections close.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pyfuse3
+import trio
+
+from s3fuse import attrs, control, credentials, kernel
+from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, UserError
+from s3fuse.fuse.adapter import Adapter
+from s3fuse.fuse.wait import quick_device
+from s3fuse.namespace.changes import Changes
+from s3fuse.namespace.directories import Directories
+from s3fuse.namespace.inodes import Inodes
+from s3fuse.namespace.recovery import recover
+from s3fuse.namespace.syncer import Syncer
+from s3fuse.reading.blocks import BlockCache
+from s3fuse.store.s3 import S3Store
+from s3fuse.vfs.core import Core
+from s3fuse.writing.journal import Journal
+from s3fuse.writing.staging import Staging
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from s3fuse.config import MountConfig
+    from s3fuse.namespace.inodes import Inode
+    from s3fuse.store.base import Capabilities
+
+log = logging.getLogger(__name__)
+
+#: A mount command answers within 10 s, also when the server does not.
+START_S = 9.0
+READ_AHEAD_KIB = 1024
+STATUS_ITEMS = 100
+
+
+def serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
+    """Mounts, calls `ready`, serves until unmounted or told to stop, drains. Raises UserError before `ready` only."""
+    return trio.run(_serve, config, ready, restrict_keyboard_interrupt_to_checkpoints=True)
+
+
+async def _serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
+    where = credentials.resolve(config)
+    kernel.check_mountpoint(config.mountpoint, nonempty=config.nonempty)
+    store = S3Store(
+        where.endpoint,
+        config.bucket,
+        where.provider,
+        region=where.region,
+        max_requests=config.max_requests,
+        ca_file=config.ca_file,
+    )
+    try:
+        capabilities = await _check_bucket(config, store, where.endpoint)
+        journal = Journal(config.cache_path(where.endpoint), f"{where.endpoint}/{config.bucket}/{config.prefix}")
+        try:
+            async with trio.open_nursery() as nursery:
+                mount = Mount(config, where.endpoint, store, capabilities, journal, nursery)
+                code = await mount.run(ready)
+                nursery.cancel_scope.cancel()
+            return code
+        finally:
+            journal.close()
+    finally:
+        with trio.move_on_after(5, shield=True):
+            await store.aclose()
+
+
+async def _check_bucket(config: MountConfig, store: S3Store, endpoint: str) -> Capabilities:
+    """Finds out in time whether the bucket can be used. Raises UserError that names what is wrong."""
+    try:
+        with trio.fail_after(START_S):
+            try:
+                await store.check()
+            except NoSuchBucket:
+                if not config.create_bucket:
+                    raise
+                await store.create_bucket()
+            return await store.probe()
+    except trio.TooSlowError:
+        raise UserError(
+            f"{endpoint} does not answer within {START_S:.0f} s; check --endpoint and that the server is running",
+            ExitCode.REFUSED,
+        ) from None
+    except NoSuchBucket:
+        raise UserError(
+            f"bucket {config.bucket!r} does not exist at {endpoint}; check its name or add --create-bucket",
+            ExitCode.REFUSED,
+        ) from None
+    except AccessDenied as error:
+        raise UserError(f"{endpoint} refuses these credentials: {error}", ExitCode.REFUSED) from None
+    except StoreError as error:
+        raise UserError(f"bucket {config.bucket!r} at {endpoint} cannot be used: {error}", ExitCode.REFUSED) from None
+
+
+@dataclass
+class Mount:
+    """One mount from its first to its last request."""
+
+    config: MountConfig
+    endpoint: str
+    store: S3Store
+    capabilities: Capabilities
+    journal: Journal
+    nursery: trio.Nursery
+    started_at: float = field(default_factory=time.time)
+    stopping: trio.Event = field(default_factory=trio.Event)
+    unmounted: trio.Event = field(default_factory=trio.Event)
+    drained: trio.Event = field(default_factory=trio.Event)
+    answered: trio.Event = field(default_factory=trio.Event)
+    drain_timeout_s: float = 0.0
+    recovered: int = 0
+
+    def __post_init__(self) -> None:
+        config = self.config
+        defaults = attrs.Defaults(config.uid, config.gid, config.file_mode, config.dir_mode)
+        root = attrs.decode(None, is_directory=True, modified_ns=time.time_ns(), defaults=defaults)
+        inodes = Inodes(config.prefix, root)
+        inodes.root.attributes_known = False
+        changes = Changes(inodes, self.journal)
+        directories = Directories(inodes, self.store, defaults, config.attr_ttl_s)
+        staging = Staging(self.journal.directory / "staging", self.journal)
+        syncer = Syncer(self.store, inodes, changes, directories, workers=max(2, config.max_requests // 2))
+        blocks = BlockCache(self.store, self.nursery, config.memory_bytes)
+        self.core = Core(config, inodes, directories, changes, staging, syncer, blocks)
+        self.drain_timeout_s = config.drain_timeout_s
+        self.recovered = recover(inodes, changes, staging, defaults)
+
+    async def run(self, ready: Callable[[], None]) -> ExitCode:
+        config = self.config
+        device = kernel.mount(
+            config.mountpoint, source=self._source(), allow_other=config.allow_other, read_only=config.read_only
+        )
+        try:
+            pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
+            kernel.set_read_ahead(config.mountpoint, READ_AHEAD_KIB)
+            self.nursery.start_soon(self.core.syncer.run)
+            self.nursery.start_soon(self._signals)
+            self.nursery.start_soon(self._stop)
+            await self.nursery.start(self._control)
+            self.nursery.start_soon(self._announce, ready)
+            with quick_device():
+                await pyfuse3.main()
+        finally:
+            with suppress(OSError, UserError):
+                kernel.unmount(config.mountpoint, lazy=True)
+            self.unmounted.set()
+            pyfuse3.close(unmount=False)
+        return await self._drain()
+
+    def _source(self) -> str:
+        return "s3fuse#" + "/".join(filter(None, (self.config.bucket, self.config.prefix.rstrip("/"))))
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "mountpoint": str(self.config.mountpoint),
+            "pid": os.getpid(),
+            "bucket": self.config.bucket,
+            "prefix": self.config.prefix,
+            "endpoint": self.endpoint,
+        }
+
+    async def _control(self, task_status: trio.TaskStatus[None]) -> None:
+        handlers = self._handlers()
+        await control.serve(self.config.mountpoint, self._about(), handlers, self.drained, task_status=task_status)
+        self.answered.set()
+
+    async def _announce(self, ready: Callable[[], None]) -> None:
+        """Says that the mount is up once the kernel has an answer from it."""
+        await trio.to_thread.run_sync(os.stat, self.config.mountpoint)
+        log.info("mounted %s on %s", self._source(), self.config.mountpoint)
+        ready()
+
+    # -- ending
+
+    async def _signals(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+            async for _ in received:
+                self.stopping.set()
+
+    async def _stop(self) -> None:
+        """Detaches the mount when told to; the FUSE loop then ends by itself, or is ended where files stay open."""
+        await self.stopping.wait()
+        with trio.move_on_after(self.drain_timeout_s):
+            await trio.to_thread.run_sync(self._write_back, abandon_on_cancel=True)
+        with trio.move_on_after(2):
+            await self.unmounted.wait()
+        if not self.unmounted.is_set():
+            log.warning("files on %s are still open; what their programs write from now on fails", self.config.mountpoint)
+            pyfuse3.terminate()
+
+    def _write_back(self) -> None:
+        """Has the kernel send its dirty pages, then detaches the mountpoint (blocks)."""
+        with suppress(OSError):
+            kernel.write_back(self.config.mountpoint)
+        with suppress(OSError, UserError):
+            kernel.unmount(self.config.mountpoint, lazy=True)
+
+    async def _drain(self) -> ExitCode:
+        """Uploads what is dirty, up to the drain timeout. The rest stays in the journal and the log names it."""
+        changes = self.core.changes
+        for inode in list(changes.dirty.values()):
+            inode.opens = inode.writers = 0
+        with trio.move_on_after(self.drain_timeout_s):
+            while changes.dirty:
+                await self.core.syncer.drain()
+        self.drained.set()
+        for inode in changes.dirty.values():
+            log.error("not in the bucket yet: %s (%s); it stays in %s", *self._item(inode), self.journal.directory)
+        with trio.move_on_after(5):
+            await self.answered.wait()
+        return ExitCode.PENDING if changes.dirty else ExitCode.DONE
+
+    # -- what the control socket answers
+
+    def _handlers(self) -> dict[str, Callable[[dict[str, Any], Callable[[dict[str, Any]], Awaitable[None]]], Any]]:
+        return {"status": self._on_status, "flush": self._on_flush, "umount": self._on_umount}
+
+    async def _on_status(self, request: dict[str, Any], progress: object) -> dict[str, Any]:
+        return self.status()
+
+    async def _on_flush(
+        self, request: dict[str, Any], progress: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> dict[str, Any]:
+        """Waits until all that is dirty now is in the bucket; `failed` lists what could not be brought there."""
+        await trio.to_thread.run_sync(kernel.write_back, self.config.mountpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._report, progress)
+            failed = await self.core.syncer.drain(give_up=True)
+            nursery.cancel_scope.cancel()
+        return {"failed": [self._entry(inode) for inode in failed]}
+
+    async def _on_umount(
+        self, request: dict[str, Any], progress: Callable[[dict[str, Any]], Awaitable[None]]
+    ) -> dict[str, Any]:
+        """Unmounts, refusing while files are open, then waits for the drain; `pending` lists what is left."""
+        timeout_s = request.get("drain_timeout_s")
+        if timeout_s is not None:
+            self.drain_timeout_s = float(timeout_s)
+        with trio.CancelScope(shield=True):  # a client that goes away does not undo this
+            try:
+                await trio.to_thread.run_sync(kernel.unmount, self.config.mountpoint)
+            except OSError as error:
+                raise UserError(
+                    f"{self.config.mountpoint} is in use ({error.strerror}); close what is open there, see "
+                    f"fuser -vm {self.config.mountpoint}"
+                ) from None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._report, progress)
+            await self.drained.wait()
+            nursery.cancel_scope.cancel()
+        return {"pending": [self._entry(inode) for inode in list(self.core.changes.dirty.values())[:STATUS_ITEMS]]}
+
+    async def _report(self, progress: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        while True:
+            await progress(self._pending())
+            await trio.sleep(0.25)
+
+    # -- status
+
+    def _pending(self) -> dict[str, Any]:
+        return {"files": len(self.core.changes.dirty), "bytes": self.core.staging.staged_bytes}
+
+    def _item(self, inode: Inode) -> tuple[str, str]:
+        name = self.core.inodes.key(inode) if inode.linked else (inode.remote.key if inode.remote else str(inode.number))
+        return name, inode.error or "waiting"
+
+    def _entry(self, inode: Inode) -> dict[str, Any]:
+        name, reason = self._item(inode)
+        state = "open" if inode.writers else "uploading" if inode.number in self.core.changes.in_flight else "waiting"
+        return {
+            "name": name,
+            "bytes": inode.data.staged_bytes if inode.data is not None else 0,
+            "state": state if inode.linked else "deleting",
+            "error": inode.error and reason,
+        }
+
+    def status(self) -> dict[str, Any]:
+        """What `s3fuse status --json` shows of this mount."""
+        core = self.core
+        caps = self.capabilities
+        return {
+            **self._about(),
+            "state": "unmounting" if self.unmounted.is_set() else "mounted",
+            "started_at": math.floor(self.started_at),
+            "capabilities": {
+                "server": caps.server,
+                "list_metadata": caps.list_metadata,
+                "conditional_put": caps.conditional_put,
+                "conditional_multipart": caps.conditional_multipart,
+                "snowball": caps.snowball,
+                "notifications": caps.notifications,
+                "conflict_check": "atomic" if caps.conditional_put else "best effort (HEAD before each upload)",
+            },
+            "pending": {
+                **self._pending(),
+                "items": [self._entry(inode) for inode in list(core.changes.dirty.values())[:STATUS_ITEMS]],
+                "recovered_at_start": self.recovered,
+            },
+            "last_error": core.syncer.last_error,
+            "conflicts": list(core.syncer.conflicts),
+            "hidden_keys": sum(core.directories.hidden.values()),
+            "cache": {
+                "directory": str(self.journal.directory),
+                "memory_bytes": core.blocks.used_bytes,
+                "memory_limit_bytes": core.blocks.limit_bytes,
+                "block_hits": core.blocks.hits,
+                "block_misses": core.blocks.misses,
+                "staged_bytes": core.staging.staged_bytes,
+                "dirty_limit_bytes": self.config.dirty_size_bytes,
+                "inodes": len(core.inodes.table),
+            },
+            "requests": dict(self.store.requests),
+        }

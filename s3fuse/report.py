@@ -1,0 +1,41 @@
+"""`s3fuse status` for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show_status(mounts: list[dict[str, Any]]) -> None:
+    """Prints each mount as a block of facts."""
+    console = Console()
+    if not mounts:
+        console.print("nothing is mounted")
+    for mount in mounts:
+        table = Table(title=mount["mountpoint"], title_justify="left", show_header=False, box=None, padding=(0, 2))
+        for name, value in _facts(mount):
+            table.add_row(name, value)
+        console.print(table)
+
+
+def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = [
+        ("bucket", f"{mount['bucket']}/{mount['prefix']} at {mount['endpoint']}"),
+        ("state", f"{mount['state']}, pid {mount['pid']}"),
+    ]
+    if "pending" not in mount:
+        return facts
+    pending, cache, able = mount["pending"], mount["cache"], mount["capabilities"]
+    facts.append(("to upload", f"{pending['files']} files, {pending['bytes']:,} bytes"))
+    facts += [("", f"{i['name']}: {i['error'] or i['state']}") for i in pending["items"][:20]]
+    facts.append(("memory", f"{cache['memory_bytes']:,} of {cache['memory_limit_bytes']:,} bytes"))
+    facts.append(("cache", cache["directory"]))
+    facts.append(("server", f"{able['server']}; conflicts are checked: {able['conflict_check']}"))
+    facts += [("conflict", text) for text in mount["conflicts"]]
+    if mount["hidden_keys"]:
+        facts.append(("hidden keys", str(mount["hidden_keys"])))
+    if mount["last_error"]:
+        facts.append(("last error", mount["last_error"]))
+    return facts

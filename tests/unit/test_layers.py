@@ -1,0 +1,109 @@
+"""`resolve` against byte arrays: every byte must come from where the model says it was last written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3fuse.writing.extents import Extents
+from s3fuse.writing.layers import BASE, HOLE, Layer, Piece, resolve
+
+SIZES = st.integers(0, 40)
+STEPS = st.lists(
+    st.tuples(st.just("write"), SIZES, SIZES)
+    | st.tuples(st.just("truncate"), SIZES, st.just(0))
+    | st.tuples(st.sampled_from(["push", "commit"]), st.just(0), st.just(0)),
+    max_size=20,
+)
+
+
+@dataclass
+class File:
+    """A file as a program sees it, the stack that stands for it, and the bytes of base and staging files."""
+
+    base: bytearray
+    seen: bytearray = field(init=False)
+    layers: list[Layer] = field(default_factory=list)
+    staged: list[bytearray] = field(default_factory=list)
+    stamp: int = 0
+
+    def __post_init__(self) -> None:
+        self.seen = bytearray(self.base)
+        self.push()
+
+    def push(self) -> None:
+        self.layers.append(Layer(len(self.layers), Extents(), len(self.seen), len(self.seen)))
+        self.staged.append(bytearray())
+
+    def write(self, start: int, stop: int) -> None:
+        self.layers[-1].write(start, stop)
+        if start >= stop:
+            return
+        self.stamp = self.stamp % 255 + 1
+        for content in (self.seen, self.staged[-1]):
+            content.extend(bytes(max(0, stop - len(content))))
+            content[start:stop] = bytes([self.stamp]) * (stop - start)
+
+    def truncate(self, size: int) -> None:
+        self.layers[-1].truncate(size)
+        del self.seen[size:]
+        self.seen.extend(bytes(size - len(self.seen)))
+
+    def commit(self) -> None:
+        """What is below the newest layer is uploaded and becomes the base."""
+        below, top = self.layers[:-1], self.layers[-1]
+        size = below[-1].size_bytes if below else len(self.base)
+        self.base = self.read(resolve(below, len(self.base), 0, size))
+        self.layers, self.staged = [top], self.staged[-1:]
+
+    def read(self, pieces: list[Piece]) -> bytearray:
+        content = bytearray()
+        for source, start, stop in pieces:
+            where = self.base if source == BASE else bytearray(stop) if source == HOLE else self.staged[source]
+            content += where[start:stop]
+        return content
+
+
+@given(st.binary(min_size=0, max_size=30), STEPS, SIZES, SIZES)
+def test_every_byte_is_the_last_one_written(
+    base: bytes, steps: list[tuple[str, int, int]], start: int, stop: int
+) -> None:
+    file = File(bytearray(base))
+    for step, first, second in steps:
+        if step == "write":
+            file.write(first, second)
+        elif step == "truncate":
+            file.truncate(first)
+        elif step == "push":
+            file.push()
+        else:
+            file.commit()
+        size = file.layers[-1].size_bytes
+        assert size == len(file.seen)
+        pieces = resolve(file.layers, len(file.base), 0, size)
+        assert file.read(pieces) == file.seen
+        assert all(before.source != after.source for before, after in pairwise(pieces))
+    part = resolve(file.layers, len(file.base), start, min(stop, len(file.seen)))
+    assert file.read(part) == file.seen[start:stop]
+
+
+def test_without_layers_the_base_shows_and_nothing_beyond_it() -> None:
+    assert resolve([], 10, 5, 15) == [(BASE, 5, 10), (HOLE, 10, 15)]
+    assert resolve([], 0, 3, 3) == []
+
+
+def test_cut_and_grown_again_shows_zeros() -> None:
+    layer = Layer(0, Extents(), 100, 100)
+    layer.truncate(10)
+    layer.truncate(100)
+    layer.write(50, 60)
+    assert resolve([layer], 100, 0, 100) == [(BASE, 0, 10), (HOLE, 10, 50), (0, 50, 60), (HOLE, 60, 100)]
+
+
+def test_a_layer_shows_no_more_of_the_one_below_than_there_was() -> None:
+    lower = Layer(0, Extents([(0, 20)]), 0, 20)
+    upper = Layer(1, Extents([(5, 8)]), 12, 30)
+    assert resolve([lower, upper], 0, 0, 30) == [(0, 0, 5), (1, 5, 8), (0, 8, 12), (HOLE, 12, 30)]
