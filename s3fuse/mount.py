@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 START_S = 9.0
 READ_AHEAD_KIB = 1024
 STATUS_ITEMS = 100
+WAL_BYTES = 8 << 20
 
 
 def serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
@@ -150,6 +151,7 @@ class Mount:
             pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
             kernel.set_read_ahead(config.mountpoint, READ_AHEAD_KIB)
             self.nursery.start_soon(self.core.syncer.run)
+            self.nursery.start_soon(self._checkpoints)
             self.nursery.start_soon(self._signals)
             self.nursery.start_soon(self._stop)
             await self.nursery.start(self._control)
@@ -185,6 +187,13 @@ class Mount:
         await trio.to_thread.run_sync(os.stat, self.config.mountpoint)
         log.info("mounted %s on %s", self._source(), self.config.mountpoint)
         ready()
+
+    async def _checkpoints(self) -> None:
+        """Keeps the journal's WAL short, in a thread: a checkpoint syncs the disk."""
+        while True:
+            await trio.sleep(1)
+            if self.journal.wal_bytes > WAL_BYTES:
+                await trio.to_thread.run_sync(self.journal.checkpoint)
 
     # -- ending
 

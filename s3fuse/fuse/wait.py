@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SPIN_S = 40e-6
 #: Longest time that requests are answered without a turn for the other tasks.
-TURN_S = 2e-3
+TURN_S = 5e-3
 
 
 class DeviceWait:

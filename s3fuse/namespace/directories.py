@@ -53,7 +53,8 @@ class Directories:
         if child is None:
             listing = directory.folder()
             now = time.monotonic()
-            if (listing.complete and now < listing.valid_until) or listing.absent.get(name, 0.0) > now:
+            known_absent = listing.complete and now < listing.valid_until and name not in directory.children
+            if known_absent or listing.absent.get(name, 0.0) > now:
                 return None
             await self._find(directory, name)
             child = directory.children.get(name)

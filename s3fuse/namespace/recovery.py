@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from s3fuse import attrs
 from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
-from s3fuse.writing.journal import NodeRow, decode_map, decode_xattrs
+from s3fuse.writing.journal import NodeRow, StagedLayer, decode_map, decode_xattrs
 from s3fuse.writing.staging import DirtyFile, Staging
 
 if TYPE_CHECKING:
@@ -26,15 +26,13 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
     A file whose staging was damaged stays in the journal and fails with its reason, never silently.
     """
     rows = changes.journal.nodes()
-    known: set[tuple[int, int]] = set()
-    for row in rows:
-        known.update((row.number, layer.generation) for layer, _ in changes.journal.layers(row.number))
-    staging.remove_strays(known)
     changes.journal.drop_layers_without_node()
+    layers = changes.journal.layers()
+    staging.begin((number, staged) for number, of_file in layers.items() for staged in of_file)
     inodes.reserve(max((row.number for row in rows), default=0))
     for row in rows:
         inode = _place(inodes, row, defaults)
-        _restore(inode, row, staging)
+        _restore(inode, row, staging, layers.get(row.number, []))
         inodes.displace_if_moved(inode)
         inode.version += 1
         changes.dirty[inode.number] = inode
@@ -83,7 +81,7 @@ def _unverified(inodes: Inodes, parent: Inode, name: str, defaults: attrs.Defaul
     return inode
 
 
-def _restore(inode: Inode, row: NodeRow, staging: Staging) -> None:
+def _restore(inode: Inode, row: NodeRow, staging: Staging, layers: list[StagedLayer]) -> None:
     inode.size = row.size
     if row.remote_key is not None and row.remote_etag is not None:
         inode.remote = ObjectInfo(
@@ -94,7 +92,6 @@ def _restore(inode: Inode, row: NodeRow, staging: Staging) -> None:
             decode_map(row.remote_metadata),
             decode_map(row.remote_headers),
         )
-    layers = staging.journal.layers(row.number)
     if not layers or not stat.S_ISREG(row.mode):
         return
     base_bytes = inode.remote.size_bytes if inode.remote is not None else 0

@@ -328,6 +328,8 @@ class Syncer:
                 self.inodes.displace(inode)
                 self.changes.changed(inode, 0.0)
         inode.valid_until = time.monotonic() + self.directories.ttl_s
+        if inode.listing is not None and before is None:  # until now nobody else could have put names into it
+            inode.listing.valid_until = min(inode.listing.valid_until, inode.valid_until)
         if inode.data is not None and not inode.data.layers and not inode.opens:
             inode.data.close()
             inode.data = None

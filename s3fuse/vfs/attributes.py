@@ -54,6 +54,7 @@ class AttributeOperations:
             await self.core.directories.refresh(inode)
         if wanted.size is not None and wanted.size != inode.size:
             self.files.truncate(inode, wanted.size)
+        before = (inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns)
         if wanted.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(wanted.mode)
         inode.uid = inode.uid if wanted.uid is None else wanted.uid
@@ -61,7 +62,9 @@ class AttributeOperations:
         inode.atime_ns = inode.atime_ns if wanted.atime_ns is None else wanted.atime_ns
         inode.mtime_ns = inode.mtime_ns if wanted.mtime_ns is None else wanted.mtime_ns
         inode.ctime_ns = time.time_ns() if wanted.ctime_ns is None else wanted.ctime_ns
-        self._changed(inode)
+        # The kernel sends the times of a written file again at each flush; a ctime alone is not worth a request.
+        if before != (inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns):
+            self._changed(inode)
 
     def _changed(self, inode: Inode) -> None:
         if inode.linked:

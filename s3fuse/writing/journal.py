@@ -1,8 +1,8 @@
 """The journal: everything that is acknowledged and not yet in the bucket, in one SQLite file (WAL).
 
 A row of `node` is an inode that differs from the bucket: what it should be (`key`, attributes; key NULL = deleted)
-and which object version it is now (`remote_*`, NULL = none). `layer` and `staged` say which bytes of a regular file
-are in which staging file. State, not history: replaying means bringing each row to the bucket, in any order that
+and which object version it is now (`remote_*`, NULL = none). `layer` says which bytes of a regular file are staged, and
+in which slot or file; ranges beyond the first one are in `staged`. State, not history: replaying means bringing each row to the bucket, in any order that
 `syncer` allows. Statements commit at once; a process crash loses none (WAL pages are in the page cache), a power
 failure may lose the last ones unless `sync` returned.
 """
@@ -13,7 +13,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3fuse.errors import UserError
@@ -36,7 +36,8 @@ CREATE TABLE IF NOT EXISTS node (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS layer (
     number INTEGER NOT NULL, generation INTEGER NOT NULL, size INTEGER NOT NULL, below INTEGER NOT NULL,
-    token TEXT NOT NULL, PRIMARY KEY (number, generation)
+    token TEXT NOT NULL, slot INTEGER, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    PRIMARY KEY (number, generation)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS staged (
     number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL
@@ -65,6 +66,14 @@ class NodeRow(NamedTuple):
     remote_size: int | None
     remote_metadata: str | None
     remote_headers: str | None
+
+
+class StagedLayer(NamedTuple):
+    """A layer, the token of its upload, and its slot in the slab (None: it has a staging file of its own)."""
+
+    layer: Layer
+    token: str
+    slot: int | None
 
 
 def encode_map(values: Mapping[str, str] | None) -> str | None:
@@ -129,7 +138,7 @@ class Journal:
         execute = self._db.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA synchronous=NORMAL")
-        execute("PRAGMA wal_autocheckpoint=4000")
+        execute("PRAGMA wal_autocheckpoint=0")  # it syncs, which takes too long for the event loop; see `checkpoint`
         self._db.executescript(SCHEMA)
         found = execute("SELECT format, store FROM identity").fetchone()
         if found is None:
@@ -161,56 +170,73 @@ class Journal:
     def drop_node(self, number: int) -> None:
         self._db.execute("DELETE FROM node WHERE number=?", (number,))
 
-    def put_layer(self, number: int, layer: Layer, token: str) -> None:
+    def put_layer(self, staged: StagedLayer, number: int, start: int, stop: int) -> None:
+        """Records a new layer whose one staged range is [start, stop)."""
+        layer = staged.layer
         self._db.execute(
-            "INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?)",
-            (number, layer.generation, layer.size_bytes, layer.below_bytes, token),
+            "INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?)",
+            (number, layer.generation, layer.size_bytes, layer.below_bytes, staged.token, staged.slot, start, stop),
         )
 
-    def resize_layer(self, number: int, layer: Layer) -> None:
-        """Records a truncation: size, what shows from below, and the extents that are left."""
-        whose = (number, layer.generation)
+    def replace_layer(self, staged: StagedLayer, number: int) -> None:
+        """Records a layer with all its ranges, whatever was known of it."""
+        whose = (number, staged.layer.generation)
+        ranges = list(staged.layer.extents)
+        first = ranges[0] if ranges else (0, 0)
         with self.transaction():
-            self._db.execute(
-                "UPDATE layer SET size=?, below=? WHERE number=? AND generation=?",
-                (layer.size_bytes, layer.below_bytes, *whose),
-            )
+            self.put_layer(staged, number, *first)
             self._db.execute("DELETE FROM staged WHERE number=? AND generation=?", whose)
-            self._db.executemany("INSERT INTO staged VALUES (?,?,?,?)", [(*whose, *extent) for extent in layer.extents])
+            self._db.executemany("INSERT INTO staged VALUES (?,?,?,?)", [(*whose, *extent) for extent in ranges[1:]])
 
     def add_staged(self, number: int, generation: int, start: int, stop: int) -> int:
-        """Records bytes [start, stop) as staged; gives a row id that `extend_staged` takes."""
+        """Records a further range [start, stop) of a layer; gives a row id for `extend`."""
         cursor = self._db.execute("INSERT INTO staged VALUES (?,?,?,?)", (number, generation, start, stop))
         return cursor.lastrowid or 0
 
-    def extend_staged(self, row_id: int, stop: int) -> None:
-        self._db.execute("UPDATE staged SET stop=? WHERE rowid=?", (stop, row_id))
+    def extend(self, number: int, generation: int, row_id: int, stop: int) -> None:
+        """A range now ends at `stop`: that of row `row_id` of `staged`, or for 0 the layer's own."""
+        if row_id:
+            self._db.execute("UPDATE staged SET stop=? WHERE rowid=?", (stop, row_id))
+        else:
+            self._db.execute("UPDATE layer SET stop=? WHERE number=? AND generation=?", (stop, number, generation))
 
     def drop_layer(self, number: int, generation: int) -> None:
         self._db.execute("DELETE FROM layer WHERE number=? AND generation=?", (number, generation))
         self._db.execute("DELETE FROM staged WHERE number=? AND generation=?", (number, generation))
+
+    def nodes(self) -> list[NodeRow]:
+        """Every row; parents come before what is in them."""
+        return [NodeRow(*row) for row in self._db.execute("SELECT * FROM node ORDER BY key")]
+
+    def layers(self) -> dict[int, list[StagedLayer]]:
+        """The layers of every file, oldest first, by inode number."""
+        ranges: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for number, generation, start, stop in self._db.execute("SELECT number, generation, start, stop FROM staged"):
+            ranges.setdefault((number, generation), []).append((start, stop))
+        found: dict[int, list[StagedLayer]] = {}
+        for number, generation, size, below, token, slot, start, stop in self._db.execute(
+            "SELECT * FROM layer ORDER BY number, generation"
+        ):
+            first = [(start, stop)] if start < stop else []
+            extents = Extents(first + ranges.get((number, generation), []))
+            layer = Layer(generation, extents, below, max(size, extents.end))
+            found.setdefault(number, []).append(StagedLayer(layer, token, slot))
+        return found
 
     def drop_layers_without_node(self) -> None:
         """Forgets what was staged for files that were unlinked while open: it ended with the process."""
         for table in ("layer", "staged"):
             self._db.execute(f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM node)")
 
-    def nodes(self) -> list[NodeRow]:
-        """Every row; parents come before what is in them."""
-        return [NodeRow(*row) for row in self._db.execute("SELECT * FROM node ORDER BY key")]
+    def checkpoint(self) -> None:
+        """Moves what the WAL holds into the database and syncs it (blocks; call it in a thread)."""
+        with closing(sqlite3.connect(self.directory / "journal.sqlite")) as connection:
+            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
-    def layers(self, number: int) -> list[tuple[Layer, str]]:
-        """The layers of one file, oldest first, each with its token."""
-        rows = self._db.execute(
-            "SELECT generation, size, below, token FROM layer WHERE number=? ORDER BY generation", (number,)
-        ).fetchall()
-        found = []
-        for generation, size, below, token in rows:
-            extents = Extents(
-                self._db.execute("SELECT start, stop FROM staged WHERE number=? AND generation=?", (number, generation))
-            )
-            found.append((Layer(generation, extents, below, max(size, extents.end)), token))
-        return found
+    @property
+    def wal_bytes(self) -> int:
+        """How long the WAL is now."""
+        return (self.directory / "journal.sqlite-wal").stat().st_size
 
     def sync(self) -> None:
         """Returns when everything recorded so far is on the disk (blocks; call it in a thread).

@@ -1,36 +1,46 @@
-"""Local bytes of dirty files: one sparse staging file a layer, at the same offsets as in the file itself.
+"""Local bytes of dirty files, at the same offsets as in the file itself.
 
-`DirtyFile` owns the layers of one file. A write is a pwrite and then a journal row, both before it is acknowledged:
-bytes that no row names are never read. While an upload reads the oldest layer it is frozen and writes go to a
-second one on top, so an upload sends one version, whatever programs write meanwhile.
+A small layer lives in a slot of one shared slab file, which costs no create and no unlink; one that outgrows its
+slot gets a sparse staging file of its own. `DirtyFile` owns the layers of one file. A write is a pwrite and then a
+journal row, both before it is acknowledged: bytes that no row names are never read, so a slot is used again as it is.
+While an upload reads the oldest layer it is frozen and writes go to a second one on top, so an upload sends one
+version, whatever programs write meanwhile.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from s3fuse.writing.extents import Extents
+from s3fuse.writing.journal import StagedLayer
 from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from s3fuse.writing.journal import Journal
 
+SLOT_BYTES = 64 << 10
+SLAB = "slab"
+
 
 class Staging:
-    """The folder of staging files of one mount, with how many bytes they hold."""
+    """The folder of staged bytes of one mount, with how many there are."""
 
     def __init__(self, directory: Path, journal: Journal) -> None:
         self.directory = directory
         self.journal = journal
         self.staged_bytes = 0
-        self.session = secrets.token_hex(6)
+        self._session = secrets.token_hex(6)
         self._tokens = 0
         directory.mkdir(exist_ok=True, mode=0o700)
+        self.slab = os.open(directory / SLAB, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._free: list[int] = []
+        self._slots = 0
 
     def path(self, number: int, generation: int) -> str:
         return os.path.join(self.directory, f"{number}.{generation}")
@@ -38,20 +48,42 @@ class Staging:
     def new_token(self) -> str:
         """A text that no other upload ever carries: a version in the bucket that has it is ours."""
         self._tokens += 1
-        return f"{self.session}-{self._tokens}"
+        return f"{self._session}-{self._tokens}"
 
-    def remove_strays(self, known: set[tuple[int, int]]) -> None:
-        """Removes staging files that no journal row names: their writes were never acknowledged, or are uploaded."""
+    def take_slot(self) -> int:
+        if self._free:
+            return self._free.pop()
+        self._slots += 1
+        return self._slots - 1
+
+    def give_slot(self, slot: int) -> None:
+        self._free.append(slot)
+
+    def begin(self, layers: Iterable[tuple[int, StagedLayer]]) -> None:
+        """Keeps what the journal names and drops the rest: its writes were never acknowledged, or are uploaded."""
+        used: set[int] = set()
+        files: set[str] = {SLAB}
+        for number, staged in layers:
+            if staged.slot is None:
+                files.add(f"{number}.{staged.layer.generation}")
+            else:
+                used.add(staged.slot)
+        self._slots = max(used, default=-1) + 1
+        self._free = [slot for slot in range(self._slots) if slot not in used]
+        if not used:
+            os.ftruncate(self.slab, 0)
         for entry in os.scandir(self.directory):
-            number, _, generation = entry.name.partition(".")
-            if not (number.isdigit() and generation.isdigit() and (int(number), int(generation)) in known):
+            if entry.name not in files:
                 os.unlink(entry.path)
+
+    def close(self) -> None:
+        os.close(self.slab)
 
 
 class DirtyFile:
     """What one regular file has on top of its object: layers, oldest first. Sizes and offsets in bytes."""
 
-    __slots__ = ("_fds", "_row", "_row_stop", "base_bytes", "frozen", "layers", "number", "staging", "tokens")
+    __slots__ = ("_fds", "_row", "_run", "_slots", "base_bytes", "frozen", "layers", "number", "staging", "tokens")
 
     def __init__(self, staging: Staging, number: int, base_bytes: int) -> None:
         self.staging = staging
@@ -60,30 +92,31 @@ class DirtyFile:
         self.layers: list[Layer] = []
         self.tokens: list[str] = []
         self.frozen = False  # layers[0] is being uploaded and must not change
-        self._fds: dict[int, int] = {}
-        self._row, self._row_stop = 0, -1  # the journal row that the last write extended, and where it ends
+        self._slots: dict[int, int] = {}  # generation -> slot
+        self._fds: dict[int, int] = {}  # generation -> its own file
+        self._row, self._run = 0, (-1, -1)  # the journal row that the last write extended, and its range
 
     @classmethod
-    def recovered(cls, staging: Staging, number: int, base_bytes: int, layers: Sequence[tuple[Layer, str]]) -> DirtyFile:
+    def recovered(cls, staging: Staging, number: int, base_bytes: int, layers: Sequence[StagedLayer]) -> DirtyFile:
         """A file as the journal knows it; reading what `damage` reports raises EIO."""
         self = cls(staging, number, base_bytes)
-        for layer, token in layers:
-            self.layers.append(layer)
-            self.tokens.append(token)
-            staging.staged_bytes += layer.extents.total_bytes
+        for staged in layers:
+            self.layers.append(staged.layer)
+            self.tokens.append(staged.token)
+            if staged.slot is not None:
+                self._slots[staged.layer.generation] = staged.slot
+            staging.staged_bytes += staged.layer.extents.total_bytes
         return self
 
     def damage(self) -> list[str]:
         """What the staging files lack of what the journal says they hold."""
         problems = []
         for layer in self.layers:
-            path = self.staging.path(self.number, layer.generation)
-            try:
-                length = os.stat(path).st_size
-            except FileNotFoundError:
-                length = 0
+            fd, offset = self._place(layer.generation)
+            length = os.fstat(fd).st_size - offset
             if length < layer.extents.end:
-                problems.append(f"{path} has {length} bytes of {layer.extents.end}")
+                path = self.staging.path(self.number, layer.generation)
+                problems.append(f"{path} has {max(length, 0)} bytes of {layer.extents.end}")
         return problems
 
     @property
@@ -94,45 +127,70 @@ class DirtyFile:
     def staged_bytes(self) -> int:
         return sum(layer.extents.total_bytes for layer in self.layers)
 
-    def _top(self) -> Layer:
-        """The layer that takes changes; made when there is none or the only one is frozen."""
-        if not self.layers or (self.frozen and len(self.layers) == 1):
-            generation = self.layers[-1].generation + 1 if self.layers else 0
-            layer = Layer(generation, Extents(), self.size, self.size)
-            token = self.staging.new_token()
-            self.staging.journal.put_layer(self.number, layer, token)
-            self.layers.append(layer)
-            self.tokens.append(token)
-            self._row_stop = -1
-        return self.layers[-1]
+    def _top(self) -> tuple[Layer, bool]:
+        """The layer that takes changes, and whether it is new: there was none, or the only one is frozen."""
+        if self.layers and not (self.frozen and len(self.layers) == 1):
+            return self.layers[-1], False
+        layer = Layer(self.layers[-1].generation + 1 if self.layers else 0, Extents(), self.size, self.size)
+        self.layers.append(layer)
+        self.tokens.append(self.staging.new_token())
+        self._slots[layer.generation] = self.staging.take_slot()
+        self._run = (-1, -1)
+        return layer, True
 
     def write(self, offset: int, data: bytes) -> None:
         """Stages and journals one write. Raises OSError (ENOSPC, EIO of the local disk); then nothing is acknowledged."""
-        layer = self._top()
+        layer, new = self._top()
         stop = offset + len(data)
-        fd = self._open(layer.generation)
-        done = os.pwrite(fd, data, offset)
+        if stop > SLOT_BYTES and layer.generation in self._slots:
+            self._spill(layer, new)
+        fd, base = self._place(layer.generation)
+        done = os.pwrite(fd, data, base + offset)
         while done < len(data):
-            done += os.pwrite(fd, data[done:], offset + done)
+            done += os.pwrite(fd, data[done:], base + offset + done)
         if layer.extents.covers(offset, stop):
             return
-        journal = self.staging.journal
-        if offset == self._row_stop:
-            journal.extend_staged(self._row, stop)
-        else:
-            self._row = journal.add_staged(self.number, layer.generation, offset, stop)
-        self._row_stop = stop
         before = layer.extents.total_bytes
         layer.write(offset, stop)
         self.staging.staged_bytes += layer.extents.total_bytes - before
+        journal = self.staging.journal
+        if new:
+            journal.put_layer(self._staged(layer), self.number, offset, stop)
+            self._row, self._run = 0, (offset, stop)
+        elif offset == self._run[1]:
+            journal.extend(self.number, layer.generation, self._row, stop)
+            self._run = (self._run[0], stop)
+        else:
+            self._row = journal.add_staged(self.number, layer.generation, offset, stop)
+            self._run = (offset, stop)
 
     def truncate(self, size: int) -> None:
-        layer = self._top()
+        layer, _ = self._top()
         before = layer.extents.total_bytes
         layer.truncate(size)
-        self.staging.journal.resize_layer(self.number, layer)
-        self._row_stop = -1
+        self._record(layer)
         self.staging.staged_bytes += layer.extents.total_bytes - before
+
+    def _staged(self, layer: Layer) -> StagedLayer:
+        token = self.tokens[self.layers.index(layer)]
+        return StagedLayer(layer, token, self._slots.get(layer.generation))
+
+    def _record(self, layer: Layer) -> None:
+        """Journals the whole layer anew."""
+        self.staging.journal.replace_layer(self._staged(layer), self.number)
+        self._run = (-1, -1)
+
+    def _spill(self, layer: Layer, new: bool) -> None:
+        """Moves a layer that outgrows its slot to a file of its own; the journal names one or the other."""
+        slot = self._slots[layer.generation]
+        pieces = [(start, os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)) for start, stop in layer.extents]
+        del self._slots[layer.generation]
+        fd, _ = self._place(layer.generation)
+        for start, data in pieces:
+            os.pwrite(fd, data, start)
+        if not new:
+            self._record(layer)
+        self.staging.give_slot(slot)
 
     def pieces(self, start: int, stop: int, layers: int | None = None) -> list[Piece]:
         """Where bytes [start, stop) are: `Piece.source` is an index of `layers`, BASE or HOLE."""
@@ -143,10 +201,11 @@ class DirtyFile:
         length = piece.stop - piece.start
         if piece.source == HOLE:
             return bytes(length)
-        data = os.pread(self._open(self.layers[piece.source].generation), length, piece.start)
+        generation = self.layers[piece.source].generation
+        fd, base = self._place(generation)
+        data = os.pread(fd, length, base + piece.start)
         if len(data) != length:
-            path = self.staging.path(self.number, self.layers[piece.source].generation)
-            raise OSError(5, "staging file was cut short", path)
+            raise OSError(5, "staging file was cut short", self.staging.path(self.number, generation))
         return data
 
     def freeze(self) -> str:
@@ -160,42 +219,46 @@ class DirtyFile:
         self.tokens.pop(0)
         self.frozen = False
         self.base_bytes = size
-        self.staging.journal.drop_layer(self.number, layer.generation)
         self._discard(layer)
 
     def discard(self) -> None:
         """Drops every layer: the file is gone."""
         for layer in self.layers:
-            self.staging.journal.drop_layer(self.number, layer.generation)
             self._discard(layer)
         self.layers.clear()
         self.tokens.clear()
 
     def _discard(self, layer: Layer) -> None:
+        self.staging.journal.drop_layer(self.number, layer.generation)
         self.staging.staged_bytes -= layer.extents.total_bytes
-        if layer.extents.end or layer.generation in self._fds:
-            fd = self._fds.pop(layer.generation, None)
-            if fd is not None:
-                os.close(fd)
-            try:
-                os.unlink(self.staging.path(self.number, layer.generation))
-            except FileNotFoundError:
-                pass
+        slot = self._slots.pop(layer.generation, None)
+        if slot is not None:
+            self.staging.give_slot(slot)
+            return
+        fd = self._fds.pop(layer.generation, None)
+        if fd is not None:
+            os.close(fd)
+        with suppress(FileNotFoundError):
+            os.unlink(self.staging.path(self.number, layer.generation))
 
-    def _open(self, generation: int) -> int:
+    def _place(self, generation: int) -> tuple[int, int]:
+        """The descriptor and the offset in it where the layer's bytes begin."""
+        slot = self._slots.get(generation)
+        if slot is not None:
+            return self.staging.slab, slot * SLOT_BYTES
         fd = self._fds.get(generation)
         if fd is None:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             fd = self._fds[generation] = os.open(self.staging.path(self.number, generation), flags, 0o600)
-        return fd
+        return fd, 0
 
     def sync(self) -> None:
         """Returns when every staged byte is on the disk (blocks; call it in a thread)."""
         for layer in list(self.layers):
             if layer.extents.end:
-                os.fsync(self._open(layer.generation))
+                os.fsync(self._place(layer.generation)[0])
 
     def close(self) -> None:
-        """Closes the staging files until they are needed again."""
+        """Closes the file's own staging files until they are needed again."""
         while self._fds:
             os.close(self._fds.popitem()[1])
