@@ -166,7 +166,7 @@ class Adapter(pyfuse3.Operations):
         directory, _ = self._listings.pop(fh)
         directory.opens -= 1
         if not directory.opens and directory.dirty:
-            self.core.changes.release(directory)
+            self.core.changes.settle(directory)
         self.inodes.drop_if_unused(directory)
 
     @answers

@@ -1,8 +1,8 @@
 """Changes that the bucket does not have yet: each is journaled here, before it is acknowledged, and queued.
 
-An inode is dirty while `version` and `synced_version` differ. The queue holds (due time, inode): a change is not
-sent at once but after a short delay, so that a temporary file that is written, renamed and given its times is one
-upload. Nothing here awaits: a change is whole in memory and in the journal before anybody else runs.
+An inode is dirty while `version` and `synced_version` differ. A change is sent once no other has come for
+`QUIET_S`, at the latest after `SETTLE_S`: so a temporary file that is written, renamed and given its times is one
+upload, and a burst of small files is taken in at local speed before uploads compete with it. Nothing here awaits: a change is whole in memory and in the journal before anybody else runs.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
+from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.writing.journal import Journal
 
-#: How long a change waits for company before it is sent.
-SETTLE_S = 0.15
+QUIET_S = 0.1
+SETTLE_S = 1.0
 
 
 class Changes:
@@ -33,9 +34,11 @@ class Changes:
         self.dirty: dict[int, Inode] = {}
         #: What `syncer` is bringing to the bucket at this moment, with the keys that it holds for that.
         self.in_flight: dict[int, set[str]] = {}
-        self._heap: list[tuple[float, int, Inode]] = []
-        self._due: dict[int, float] = {}
+        self._settling: deque[tuple[float, int, Inode]] = deque()  # (since when, order, inode), oldest first
+        self._timed: list[tuple[float, int, Inode]] = []  # heap of (due, order, inode)
+        self._entry: dict[int, int] = {}  # inode -> order of the one entry that counts
         self._order = itertools.count()
+        self._last_change = 0.0
         self._waiters: dict[int, list[trio.Event]] = {}
         self._wake = trio.Event()
 
@@ -45,11 +48,11 @@ class Changes:
         self.dirty[inode.number] = inode
         self.journal.put_node(self.row(inode))
 
-    def changed(self, inode: Inode, delay_s: float = SETTLE_S) -> None:
-        """`record`, and send it after the delay; a file that somebody writes is sent when it is closed."""
+    def changed(self, inode: Inode) -> None:
+        """`record`, and send it when things have settled; a file that somebody writes is sent when it is closed."""
         self.record(inode)
         if not inode.writers:
-            self.queue(inode, delay_s)
+            self.settle(inode)
 
     def removed(self, inode: Inode) -> None:
         """The name is gone: what is staged is dropped once nobody has it open, and the object is deleted."""
@@ -72,34 +75,49 @@ class Changes:
                     self.inodes.displace(step)
                     self.changed(step)
 
-    def release(self, inode: Inode) -> None:
-        """The last writer, or the last user of an unlinked file, has closed it."""
-        self.queue(inode, SETTLE_S if inode.linked else 0.0)
+    def settle(self, inode: Inode) -> None:
+        """Asks for the inode to be brought to the bucket once things are quiet."""
+        now = self._last_change = time.monotonic()
+        order = self._entry[inode.number] = next(self._order)
+        self._settling.append((now, order, inode))
+        if len(self._settling) == 1:
+            self._wake.set()
 
     def queue(self, inode: Inode, delay_s: float = 0.0) -> None:
         """Asks for the inode to be brought to the bucket after `delay_s`."""
-        due = time.monotonic() + delay_s
-        self._due[inode.number] = due
-        heapq.heappush(self._heap, (due, next(self._order), inode))
+        order = self._entry[inode.number] = next(self._order)
+        heapq.heappush(self._timed, (time.monotonic() + delay_s, order, inode))
         self._wake.set()
+
+    def _settled_at(self) -> float:
+        """When the oldest settling change may be sent, if no further one comes."""
+        since = self._settling[0][0]
+        return min(since + SETTLE_S, max(since, self._last_change) + QUIET_S)
 
     def pop_due(self) -> Inode | None:
         """The next inode whose time has come, or None."""
         now = time.monotonic()
-        while self._heap and self._heap[0][0] <= now:
-            due, _, inode = heapq.heappop(self._heap)
-            if self._due.get(inode.number) == due:
-                del self._due[inode.number]
+        while True:
+            if self._timed and self._timed[0][0] <= now:
+                _, order, inode = heapq.heappop(self._timed)
+            elif self._settling and (self._stale(self._settling[0]) or self._settled_at() <= now):
+                _, order, inode = self._settling.popleft()
+            else:
+                return None
+            if self._entry.get(inode.number) == order:
+                del self._entry[inode.number]
                 return inode
-        return None
+
+    def _stale(self, entry: tuple[float, int, Inode]) -> bool:
+        return self._entry.get(entry[2].number) != entry[1]
 
     async def wait_due(self) -> None:
         """Returns when `pop_due` is worth asking."""
         self._wake = trio.Event()
-        if self._heap:
-            with trio.move_on_at(trio.current_time() + self._heap[0][0] - time.monotonic()):
-                await self._wake.wait()
-        else:
+        due = self._timed[0][0] if self._timed else float("inf")
+        if self._settling:
+            due = min(due, self._settled_at())
+        with trio.move_on_after(max(0.0, due - time.monotonic())):
             await self._wake.wait()
 
     def synced(self, inode: Inode, version: int) -> None:
@@ -110,7 +128,7 @@ class Changes:
         if inode.dirty:
             self.journal.put_node(self.row(inode))
             if not inode.writers:
-                self.queue(inode, SETTLE_S)
+                self.settle(inode)
         else:
             self.dirty.pop(inode.number, None)
             self.journal.drop_node(inode.number)

@@ -237,7 +237,8 @@ class Syncer:
         orphan = self.inodes.add_orphan(defaults)
         orphan.remote = remote
         self.inodes.displace(orphan)
-        self.changes.changed(orphan, 0.0)
+        self.changes.record(orphan)
+        self.changes.queue(orphan)
 
     # -- the operations
 
@@ -326,7 +327,8 @@ class Syncer:
                 self.changes.synced(inode, version)
             else:
                 self.inodes.displace(inode)
-                self.changes.changed(inode, 0.0)
+                self.changes.record(inode)
+                self.changes.queue(inode)
         inode.valid_until = time.monotonic() + self.directories.ttl_s
         if inode.listing is not None and before is None:  # until now nobody else could have put names into it
             inode.listing.valid_until = min(inode.listing.valid_until, inode.valid_until)
@@ -380,13 +382,15 @@ class Syncer:
             self._lose(inode)
             return
         inode.remote, inode.size = current, current.size_bytes
-        self.changes.changed(inode, 0.0)
+        self.changes.record(inode)
+        self.changes.queue(inode)
 
     def _rebase(self, inode: Inode) -> None:
         if inode.remote is not None:
             self.inodes.settle(inode.remote.key, inode)
             inode.remote = None
-        self.changes.changed(inode, 0.0)
+        self.changes.record(inode)
+        self.changes.queue(inode)
 
     def _lose(self, inode: Inode) -> None:
         with self.changes.journal.transaction():

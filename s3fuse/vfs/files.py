@@ -175,12 +175,12 @@ class Files:
         inode.writers -= handle.writes
         if inode.opens:
             if inode.dirty and not inode.writers:
-                self.core.changes.release(inode)
+                self.core.changes.settle(inode)
             return
         if inode.data is not None:
             if not inode.linked and not inode.dirty:
                 inode.data.discard()
             inode.data.close()
         if inode.dirty:
-            self.core.changes.release(inode)
+            self.core.changes.settle(inode)
         self.core.inodes.drop_if_unused(inode)
