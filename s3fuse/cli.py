@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from s3fuse import __version__, config, control, daemon
+from s3fuse import __version__, config, control, daemon, kernel
 from s3fuse.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -48,6 +48,24 @@ class Mode(click.ParamType[int]):
         return value if isinstance(value, int) else config.parse_mode(_named(param), value)
 
 
+class FilePath(click.ParamType[Path]):
+    """A path made absolute, since the daemon's directory is /. Symlinks stay: a secret is rotated by changing one."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return Path(os.path.abspath(value))
+
+
+class Mountpoint(click.ParamType[Path]):
+    """A directory by the name that the kernel's list of mounts has for it."""
+
+    name = "mountpoint"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return kernel.absolute(Path(value))
+
+
 def _named(param: click.Parameter | None) -> str:
     return param.opts[0] if param is not None else "value"
 
@@ -58,13 +76,17 @@ def cli() -> None:
     """An S3 bucket as a POSIX directory."""
 
 
+#: What mount(8) passes on from fstab, or leaves in it for itself.
+_MOUNT_WORDS = ("ro", "rw", "auto", "noauto", "user", "nofail", "-netdev", "defaults", "dev", "suid", "exec")
+
+
 def _from_fstab(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
     """`-o a,b=c`: each name is an option of this command without its dashes; mount(8)'s own words are skipped."""
     ours = {opt.lstrip("-"): p for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
     for word in (word for value in values for word in value.split(",") if word):
         name, has_value, value = word.partition("=")
         name = name.replace("_", "-")
-        if name in ("ro", "rw", "auto", "noauto", "user", "nofail", "-netdev", "defaults", "dev", "suid", "exec"):
+        if not has_value and name in _MOUNT_WORDS:
             if name == "ro":
                 ctx.params["read_only"] = True
             continue
@@ -85,45 +107,72 @@ def _default_umask() -> int:
 
 @cli.command()
 @click.argument("bucket", metavar="[ALIAS/]BUCKET[/PREFIX]")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Mountpoint())
 @click.option("--endpoint", metavar="URL", help="S3 server, e.g. http://127.0.0.1:9000.")
 @click.option("--region", help="Region to sign for (us-east-1).")
 @click.option("--profile", help="Section of the AWS credentials file.")
-@click.option("--credentials-file", type=click.Path(path_type=Path), help="File with the keys; read again when it changes.")
-@click.option("--ca-file", metavar="FILE", help="Certificate authority of the server.")
+@click.option("--credentials-file", type=FilePath(), help="File with the keys; read again when it changes.")
+@click.option("--ca-file", type=FilePath(), help="Certificate authority of the server.")
 @click.option("--create-bucket", is_flag=True, help="Make the bucket if it does not exist.")
-@click.option("--cache-dir", type=click.Path(path_type=Path), help="Where the journal and staged files are kept.")
+@click.option("--cache-dir", type=FilePath(), help="Where the journal and staged files are kept.")
 @click.option("--memory", type=Size(), default="256MiB", show_default=True, help="Most memory for cached blocks.")
-@click.option("--dirty-size", type=Size(), default="4GiB", show_default=True, help="Most staged bytes before writers wait.")
+@click.option(
+    "--dirty-size", type=Size(), default="4GiB", show_default=True, help="Most staged bytes before writers wait."
+)
 @click.option("--max-requests", type=int, default=32, show_default=True, help="Most S3 requests at once.")
-@click.option("--close", type=click.Choice(["local", "upload"]), default="local", show_default=True, help="When close(2) returns.")
-@click.option("--fsync", type=click.Choice(["upload", "local"]), default="upload", show_default=True, help="When fsync(2) returns.")
-@click.option("--drain-timeout", type=Seconds(), default="5m", show_default=True, help="Longest wait for uploads at the end.")
-@click.option("--attr-ttl", type=Seconds(), default="1s", show_default=True, help="How old what is known of the bucket may be.")
+@click.option(
+    "--close", type=click.Choice(["local", "upload"]), default="local", show_default=True, help="When close(2) returns."
+)
+@click.option(
+    "--fsync",
+    type=click.Choice(["upload", "local"]),
+    default="upload",
+    show_default=True,
+    help="When fsync(2) returns.",
+)
+@click.option(
+    "--drain-timeout", type=Seconds(), default="5m", show_default=True, help="Longest wait for uploads at the end."
+)
+@click.option(
+    "--attr-ttl", type=Seconds(), default="1s", show_default=True, help="How old what is known of the bucket may be."
+)
 @click.option("--read-only", is_flag=True, help="Refuse every change.")
 @click.option("--uid", type=int, default=os.geteuid, help="Owner of objects without metadata.")
 @click.option("--gid", type=int, default=os.getegid, help="Group of objects without metadata.")
 @click.option("--umask", type=Mode(), default=_default_umask, help="Bits to clear in the default modes.")
 @click.option("--file-mode", type=Mode(), default="0666", help="Mode of files without metadata, before --umask.")
 @click.option("--dir-mode", type=Mode(), default="0777", help="Mode of directories without metadata, before --umask.")
-@click.option("--allow-other/--no-allow-other", default=lambda: os.geteuid() == 0, help="Let other users in (root: on).")
+@click.option(
+    "--allow-other/--no-allow-other", default=lambda: os.geteuid() == 0, help="Let other users in (root: on)."
+)
 @click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("--log-file", type=click.Path(path_type=Path), help="Where the daemon writes its log.")
-@click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True)
-@click.option("-o", "fstab", multiple=True, expose_value=False, callback=_from_fstab, metavar="a,b=c", help="Options in fstab form.")
+@click.option("--log-file", type=FilePath(), help="Where the daemon writes its log.")
+@click.option(
+    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
+)
+@click.option(
+    "-o",
+    "fstab",
+    multiple=True,
+    expose_value=False,
+    callback=_from_fstab,
+    metavar="a,b=c",
+    help="Options in fstab form.",
+)
 def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> None:
     """Mount a bucket; returns when the mount answers."""
     place = config.parse_place(bucket)
-    umask = options.pop("umask")
+    umask, ca_file = options.pop("umask"), options.pop("ca_file")
     settings = config.MountConfig(
-        mountpoint=Path(os.path.abspath(mountpoint)),
+        mountpoint=mountpoint,
         bucket=place.bucket,
         prefix=place.prefix,
         alias=place.alias,
         memory_bytes=options.pop("memory"),
         dirty_size_bytes=options.pop("dirty_size"),
         drain_timeout_s=options.pop("drain_timeout"),
+        ca_file=ca_file and str(ca_file),
         attr_ttl_s=options.pop("attr_ttl"),
         file_mode=options.pop("file_mode") & ~umask,
         dir_mode=options.pop("dir_mode") & ~umask,
@@ -155,11 +204,15 @@ def _progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         yield lambda message: None
         return
     with Status(title, console=console) as status:
-        yield lambda message: status.update(f"{title}: {message['files']} files, {message['bytes'] / 1e6:,.1f} MB to go")
+        yield lambda left: status.update(f"{title}: {left['files']} files, {left['bytes'] / 1e6:,.1f} MB to go")
 
 
 def _not_mounted(mountpoint: Path) -> UserError:
     return UserError(f"{mountpoint} is not mounted by s3fuse; see s3fuse status")
+
+
+def _no_answer(mountpoint: Path) -> UserError:
+    return UserError(f"the daemon of {mountpoint} does not answer; see its log and s3fuse status")
 
 
 def _list(items: list[dict[str, Any]]) -> None:
@@ -168,34 +221,43 @@ def _list(items: list[dict[str, Any]]) -> None:
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Mountpoint())
 @click.option("--drain-timeout", type=Seconds(), help="Longest wait for uploads; the mount's own by default.")
 def umount(mountpoint: Path, drain_timeout: float | None) -> None:
     """Upload what waits, then unmount; exit code 3 if something is left in the journal."""
-    from s3fuse import kernel
-
-    mountpoint = Path(os.path.abspath(mountpoint))
     pid = next((m["pid"] for m in control.mounts() if m["mountpoint"] == str(mountpoint)), None)
     try:
         with _progress(f"unmounting {mountpoint}") as show:
             result = control.request(
                 mountpoint, "umount", on_progress=show, timeout_s=60, drain_timeout_s=drain_timeout
             )
-    except OSError:
-        entry = kernel.mount_entry(mountpoint)
-        if entry is None or entry.fstype != kernel.FSTYPE:
-            raise _not_mounted(mountpoint) from None
-        kernel.unmount(mountpoint, lazy=True)
-        raise UserError(
-            f"the daemon of {mountpoint} was dead; the mount is detached, and what it had not uploaded is in its "
-            "journal: mount the bucket again to upload it",
-            ExitCode.PENDING,
-        ) from None
+    except TimeoutError:
+        raise _no_answer(mountpoint) from None
+    except OSError as error:
+        raise _detached(mountpoint, gone=isinstance(error, FileNotFoundError | ConnectionRefusedError)) from None
     _wait_for_end(pid)
     if result["pending"]:
         click.echo(f"s3fuse: {mountpoint} is unmounted, but these wait in the journal for the next mount:", err=True)
         _list(result["pending"])
         sys.exit(ExitCode.PENDING)
+
+
+def _detached(mountpoint: Path, *, gone: bool) -> UserError:
+    """Detaches the mount of a dead daemon, which was `gone` before it was asked or ended while it was."""
+    entry = kernel.mount_entry(mountpoint)
+    if entry is None or entry.fstype != kernel.FSTYPE:
+        if gone:
+            return _not_mounted(mountpoint)
+    else:
+        try:
+            kernel.unmount(mountpoint, lazy=True)
+        except OSError as error:
+            return UserError(f"{mountpoint} has no daemon and cannot be detached: {error.strerror}")
+    return UserError(
+        f"the daemon of {mountpoint} is dead and the mount detached; what it had not uploaded is in its journal: mount "
+        "the bucket again to upload it",
+        ExitCode.PENDING,
+    )
 
 
 def _wait_for_end(pid: int | None) -> None:
@@ -211,27 +273,30 @@ def _wait_for_end(pid: int | None) -> None:
 
 
 @cli.command()
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Mountpoint())
 def flush(mountpoint: Path) -> None:
     """Wait until everything written so far is in the bucket."""
-    mountpoint = Path(os.path.abspath(mountpoint))
     try:
         with _progress(f"flushing {mountpoint}") as show:
             result = control.request(mountpoint, "flush", on_progress=show, timeout_s=60)
-    except OSError:
+    except (FileNotFoundError, ConnectionRefusedError):
         raise _not_mounted(mountpoint) from None
+    except OSError:
+        raise _no_answer(mountpoint) from None
     if result["failed"]:
-        click.echo(f"s3fuse: these files of {mountpoint} are not in the bucket; they are kept and tried again:", err=True)
+        click.echo(
+            f"s3fuse: these files of {mountpoint} are not in the bucket; they are kept and tried again:", err=True
+        )
         _list(result["failed"])
         sys.exit(ExitCode.FAILED)
 
 
 @cli.command()
-@click.argument("mountpoint", required=False, type=click.Path(path_type=Path))
+@click.argument("mountpoint", required=False, type=Mountpoint())
 @click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 def status(mountpoint: Path | None, as_json: bool) -> None:
     """Show mounts, what waits for upload, and what the server can do."""
-    wanted = os.path.abspath(mountpoint) if mountpoint else None
+    wanted = str(mountpoint) if mountpoint else None
     found = []
     for about in control.mounts():
         if wanted is None or about["mountpoint"] == wanted:
@@ -250,8 +315,10 @@ def status(mountpoint: Path | None, as_json: bool) -> None:
 
 
 @cli.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), help="Where objects and keys are kept.")
-@click.option("--port", type=int, default=0, help="Port of the S3 endpoint; a free one by default.")
+@click.option("--data-dir", type=FilePath(), help="Where objects and keys are kept.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=0, help="Port of the S3 endpoint; a free one by default."
+)
 def server(data_dir: Path | None, port: int) -> None:
     """Run the embedded S3 server on loopback until interrupted."""
     import trio
@@ -261,19 +328,31 @@ def server(data_dir: Path | None, port: int) -> None:
     folder = data_dir or config.cache_root() / "server"
 
     async def run() -> None:
+        code = None
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            async with embedded_server(folder, port=port) as running:
+            async with embedded_server(folder, port=port) as running, trio.open_nursery() as nursery:
                 settings = folder / "server.env"
-                settings.write_text("")
-                settings.chmod(0o600)
-                settings.write_text(
+                part = folder / "server.env.part"
+                part.touch(0o600)
+                part.write_text(
                     f"export MINIO_ENDPOINT={running.endpoint}\nexport MINIO_ACCESS_KEY={running.access_key}\n"
                     f"export MINIO_SECRET_KEY={running.secret_key}\n"
                 )
+                part.replace(settings)
                 click.echo(f"S3 server at {running.endpoint}; its address and keys: . {settings}")
+
+                async def watch() -> None:
+                    nonlocal code
+                    code = await running.wait()
+                    nursery.cancel_scope.cancel()
+
+                nursery.start_soon(watch)
                 async for _ in received:
                     break
-            settings.unlink()
+                nursery.cancel_scope.cancel()
+            settings.unlink(missing_ok=True)
+        if code is not None:
+            raise UserError(f"the S3 server ended by itself with code {code}; see {folder / 'server.log'}")
 
     trio.run(run)
 

@@ -76,7 +76,8 @@ def parse_place(text: str) -> Place:
         first, _, rest = rest.partition("/")
     if _BUCKET.fullmatch(first) is None or ".." in first:
         raise UserError(
-            f"{first!r} is no bucket name: 3 to 63 of a-z, 0-9, '.' and '-', beginning and ending with a letter or digit",
+            f"{first!r} is no bucket name: 3 to 63 of a-z, 0-9, '.' and '-', "
+            "beginning and ending with a letter or digit",
             ExitCode.USAGE,
         )
     parts = [part for part in rest.split("/") if part]

@@ -69,12 +69,15 @@ async def serve(
     listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     await listener.bind(str(path))
     listener.listen(16)
-    path.with_suffix(".json").write_text(json.dumps(about))
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(about))
+    part.replace(path.with_suffix(".json"))  # whole from the start: `mounts` removes what it cannot read
     task_status.started()
     try:
         async with trio.open_nursery() as answering, trio.open_nursery() as listening:
             listening.start_soon(
-                lambda: trio.serve_listeners(
+                partial(
+                    trio.serve_listeners,
                     partial(_answer, handlers=handlers),
                     [trio.SocketListener(listener)],
                     handler_nursery=answering,
@@ -104,16 +107,36 @@ async def _answer(stream: trio.SocketStream, *, handlers: Mapping[str, Handler])
             if handler is None:
                 await send({"error": f"unknown verb {request.get('verb')!r}", "exit_code": int(ExitCode.USAGE)})
                 return
-            try:
-                await send({"result": await handler(request, progress)})
-            except* (UserError, StoreError) as group:
-                error = group.exceptions[0]
-                code = error.exit_code if isinstance(error, UserError) else ExitCode.FAILED
-                await send({"error": str(error), "exit_code": int(code)})
-    except* (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
+            await send(await _handled(handler, request, progress))
+    except* (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError, ValueError):
         log.debug("a control client went away or sent no request")
     except* Exception:
         log.exception("a control request failed")
+
+
+async def _handled(handler: Handler, request: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    """The answer to send. A client that waits gets one whatever happened; one that went away raises."""
+    answer: dict[str, Any] = {}
+    try:
+        answer = {"result": await handler(request, progress)}
+    except* (trio.BrokenResourceError, trio.ClosedResourceError):
+        raise
+    except* (UserError, StoreError) as group:
+        error = _first(group)
+        code = error.exit_code if isinstance(error, UserError) else ExitCode.FAILED
+        answer = {"error": str(error), "exit_code": int(code)}
+    except* Exception as group:
+        log.exception("%s failed", request["verb"])
+        answer = {"error": f"{request['verb']} failed: {_first(group)!r}", "exit_code": int(ExitCode.FAILED)}
+    return answer
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
+    """The first exception of a group whose nurseries may be nested."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 async def _receive(stream: trio.SocketStream) -> dict[str, Any]:
@@ -173,7 +196,7 @@ def mounts() -> list[dict[str, Any]]:
         try:
             about = json.loads(path.read_text())
             os.kill(int(about["pid"]), 0)
-        except (ProcessLookupError, ValueError, KeyError, FileNotFoundError):
+        except (ProcessLookupError, ValueError, KeyError, TypeError, FileNotFoundError):
             for left in (path, path.with_suffix(".sock")):
                 with suppress(FileNotFoundError):
                     left.unlink()

@@ -67,7 +67,7 @@ class FileProvider(Provider):
             try:
                 self._credentials = self._load()
                 self._seen = stamp
-            except UserError:
+            except (UserError, ValueError):  # the latter where a file is empty for now
                 pass
         return self._credentials
 

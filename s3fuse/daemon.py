@@ -54,7 +54,7 @@ def _child(serve: Callable[[Callable[[], None]], ExitCode], writing: int) -> Non
     """The daemon: its own session, no terminal, and one word to the parent."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
-    keep_stderr = any(isinstance(h, logging.StreamHandler) and not isinstance(h, logging.FileHandler) for h in logging.root.handlers)
+    keep_stderr = not any(isinstance(handler, logging.FileHandler) for handler in logging.root.handlers)
     for descriptor in (0, 1) if keep_stderr and not os.isatty(2) else (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)

@@ -47,11 +47,21 @@ def _unescape(text: str) -> str:
 def parse_mountinfo(text: str) -> list[MountEntry]:
     """The mounts in a mountinfo file (format: proc(5)), in order; a later one on a mountpoint covers an earlier one."""
     entries = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):  # names may hold the other characters that splitlines splits at
         fields = line.split(" ")
         dash = fields.index("-", 6)
         entries.append(MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], _unescape(fields[dash + 2])))
     return entries
+
+
+def absolute(mountpoint: Path) -> Path:
+    """The path as mountinfo has it, without symlinks. Never asks a filesystem that is mounted there: it may be dead."""
+    path = Path(os.path.abspath(mountpoint))
+    try:
+        os.readlink(path)
+    except OSError:
+        return Path(os.path.realpath(path.parent), path.name)
+    return Path(os.path.realpath(path))
 
 
 def mount_entry(mountpoint: Path) -> MountEntry | None:
@@ -90,23 +100,30 @@ def check_mountpoint(mountpoint: Path, *, nonempty: bool) -> None:
     Raises UserError that names what is in the way.
     """
     if not os.path.exists("/dev/fuse"):
-        raise UserError("/dev/fuse does not exist; load the kernel module (modprobe fuse), in a container add --device /dev/fuse")
+        raise UserError(
+            "/dev/fuse does not exist; load the kernel module (modprobe fuse), in a container add --device /dev/fuse"
+        )
     entry = mount_entry(mountpoint)
     if entry is not None and entry.fstype == FSTYPE and is_dead(mountpoint):
         unmount(mountpoint, lazy=True)
         entry = mount_entry(mountpoint)
     if entry is not None and entry.fstype.startswith("fuse"):
-        raise UserError(f"mountpoint {mountpoint} is busy: {entry.source} ({entry.fstype}) is mounted there; unmount it first")
+        raise UserError(
+            f"mountpoint {mountpoint} is busy: {entry.source} ({entry.fstype}) is mounted there; unmount it first"
+        )
     try:
         mode = os.stat(mountpoint).st_mode
+        used = stat.S_ISDIR(mode) and not nonempty and os.listdir(mountpoint)
     except FileNotFoundError:
         raise UserError(f"mountpoint {mountpoint} does not exist; make it with: mkdir -p {mountpoint}") from None
     except OSError as error:
         raise UserError(f"mountpoint {mountpoint} cannot be used: {error.strerror}") from None
     if not stat.S_ISDIR(mode):
         raise UserError(f"mountpoint {mountpoint} is not a directory; choose a directory")
-    if not nonempty and os.listdir(mountpoint):
-        raise UserError(f"mountpoint {mountpoint} is not empty; choose an empty directory or add --nonempty to cover it")
+    if used:
+        raise UserError(
+            f"mountpoint {mountpoint} is not empty; choose an empty directory or add --nonempty to cover it"
+        )
 
 
 def mount(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) -> int:
@@ -114,10 +131,15 @@ def mount(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) 
     if os.geteuid() != 0:
         return _mount_by_helper(mountpoint, source=source, allow_other=allow_other, read_only=read_only)
     try:
+        root_mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
+    except OSError as error:
+        raise UserError(f"mountpoint {mountpoint} cannot be used: {error.strerror}") from None
+    try:
         device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(f"/dev/fuse cannot be opened: {error.strerror}; in a container add --device /dev/fuse") from None
-    root_mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
+        raise UserError(
+            f"/dev/fuse cannot be opened: {error.strerror}; in a container add --device /dev/fuse"
+        ) from None
     options = f"fd={device},rootmode={root_mode:o},user_id=0,group_id=0,default_permissions,max_read=1048576"
     if allow_other:
         options += ",allow_other"
@@ -167,7 +189,9 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
     """Detaches the mount; `lazy` also while files are open. Raises OSError(EBUSY, EINVAL where none is there)."""
     if os.geteuid() != 0:
         helper = shutil.which("fusermount3") or "fusermount3"
-        done = subprocess.run([helper, "-u", *(["-z"] if lazy else []), "--", str(mountpoint)], capture_output=True, text=True)
+        done = subprocess.run(
+            [helper, "-u", *(["-z"] if lazy else []), "--", str(mountpoint)], capture_output=True, text=True
+        )
         if done.returncode:
             code = errno.EBUSY if "busy" in done.stderr.lower() else errno.EINVAL
             raise OSError(code, done.stderr.strip() or os.strerror(code), str(mountpoint))

@@ -210,7 +210,9 @@ class Mount:
         with trio.move_on_after(2):
             await self.unmounted.wait()
         if not self.unmounted.is_set():
-            log.warning("files on %s are still open; what their programs write from now on fails", self.config.mountpoint)
+            log.warning(
+                "files on %s are still open; what their programs write from now on fails", self.config.mountpoint
+            )
             pyfuse3.terminate()
 
     def _write_back(self) -> None:
@@ -286,7 +288,9 @@ class Mount:
         return {"files": len(self.core.changes.dirty), "bytes": self.core.staging.staged_bytes}
 
     def _item(self, inode: Inode) -> tuple[str, str]:
-        name = self.core.inodes.key(inode) if inode.linked else (inode.remote.key if inode.remote else str(inode.number))
+        name = (
+            self.core.inodes.key(inode) if inode.linked else (inode.remote.key if inode.remote else str(inode.number))
+        )
         return name, inode.error or "waiting"
 
     def _entry(self, inode: Inode) -> dict[str, Any]:

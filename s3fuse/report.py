@@ -10,11 +10,13 @@ from rich.table import Table
 
 def show_status(mounts: list[dict[str, Any]]) -> None:
     """Prints each mount as a block of facts."""
-    console = Console()
+    console = Console(markup=False, highlight=False, emoji=False)  # names are shown as they are
     if not mounts:
         console.print("nothing is mounted")
     for mount in mounts:
         table = Table(title=mount["mountpoint"], title_justify="left", show_header=False, box=None, padding=(0, 2))
+        table.add_column()
+        table.add_column(overflow="fold")
         for name, value in _facts(mount):
             table.add_row(name, value)
         console.print(table)

@@ -175,6 +175,7 @@ def prepare(data_dir: Path, *, host: str = "127.0.0.1", port: int = 0) -> Launch
     """Makes the data directory and its keys, and says how to start a server on it. Raises UserError."""
     weed = _find_weed()
     try:
+        data_dir = data_dir.absolute()  # `weed` runs in it
         data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         identities, access_key, secret_key = _keys(data_dir)
     except OSError as exc:

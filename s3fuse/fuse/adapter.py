@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import time
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pyfuse3
 
@@ -92,9 +92,7 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
-        return self._known(
-            await self.names.mkdir(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        )
+        return self._known(await self.names.mkdir(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
     @answers
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
@@ -128,9 +126,7 @@ class Adapter(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
-        await self.names.rename(
-            self.inodes[parent_inode_old], name_old, self.inodes[parent_inode_new], name_new, flags
-        )
+        await self.names.rename(self.inodes[parent_inode_old], name_old, self.inodes[parent_inode_new], name_new, flags)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:
@@ -182,8 +178,8 @@ class Adapter(pyfuse3.Operations):
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     @answers
-    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
-        return await self.files.read(fh, off, size)
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        return cast("bytes", await self.files.read(fh, off, size))  # pyfuse3 takes any buffer, its stubs only bytes
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:

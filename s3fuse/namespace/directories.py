@@ -305,7 +305,7 @@ class Directories:
         child = directory.children.get(name)
         if child is None:
             key = keys.join(self.inodes.key(directory), name) + "/"
-            if self._hidden_by_us(key, started) or self._emptied(key, started):
+            if self.inodes.is_leaving(key, started):
                 return
         elif child.is_directory:
             if self._believable(child, started) and time.monotonic() >= child.valid_until:
@@ -324,17 +324,6 @@ class Directories:
         inode.attributes_known = False
         inode.valid_until = started + self.ttl_s
         return inode
-
-    def _emptied(self, prefix: str, started: float) -> bool:
-        """Whether we removed or renamed this directory and its objects are only still on their way out."""
-        if prefix not in self.inodes.left:
-            return False
-        if any(key.startswith(prefix) for key in self.inodes.displaced):
-            return True
-        if any(key.startswith(prefix) for key, when in self.inodes.deleted_at.items() if when >= started):
-            return True
-        self.inodes.left.discard(prefix)
-        return False
 
     def _merge_marker(self, inode: Inode, info: ObjectInfo, started: float) -> None:
         if not self._believable(inode, started):

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import stat
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
+
+from cachetools import TTLCache
 
 from s3fuse.attrs import Attributes
 
@@ -128,7 +131,19 @@ class Inode:
         return self.listing
 
     def __repr__(self) -> str:
-        return f"<inode {self.number} {self.name!r}{' dirty' if self.dirty else ''}{'' if self.linked else ' unlinked'}>"
+        return (
+            f"<inode {self.number} {self.name!r}{' dirty' if self.dirty else ''}{'' if self.linked else ' unlinked'}>"
+        )
+
+
+def _ancestors(key: str) -> list[str]:
+    """The keys of the directories that a key is in, and its own if it is one."""
+    found = []
+    at = key.find("/")
+    while at >= 0:
+        found.append(key[: at + 1])
+        at = key.find("/", at + 1)
+    return found
 
 
 class Inodes:
@@ -141,9 +156,11 @@ class Inodes:
         #: Where the bucket holds an inode whose place in the tree is another one, or none.
         self.displaced: dict[str, Inode] = {}
         #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
-        self.deleted_at: dict[str, float] = {}
-        #: Keys of directories that were removed or renamed here while objects below them were still to go.
-        self.left: set[str] = set()
+        self.deleted_at: TTLCache[str, float] = TTLCache(1 << 20, 300, time.monotonic)
+        #: How many of `displaced` are below a directory key.
+        self._displaced_below: Counter[str] = Counter()
+        #: Keys of directories that were removed or renamed here, and when the last object below them had gone.
+        self._left: dict[str, float] = {}
         self._next = ROOT + 1
 
     def __getitem__(self, number: int) -> Inode:
@@ -205,25 +222,46 @@ class Inodes:
         parent.children[name] = inode
 
     def displace(self, inode: Inode) -> None:
-        """Notes that the inode's object is not where its name is."""
+        """Notes that the inode's object is not where its name is (it may be, after a move back: no harm)."""
         if inode.remote is not None:
-            self.displaced[inode.remote.key] = inode
+            key = inode.remote.key
+            if key not in self.displaced:
+                self._displaced_below.update(_ancestors(key))
+            self.displaced[key] = inode
 
     def displace_if_moved(self, inode: Inode) -> None:
         """`displace` for an inode that comes back from the journal."""
         if inode.remote is not None and (not inode.linked or self.key(inode) != inode.remote.key):
-            self.displaced[inode.remote.key] = inode
+            self.displace(inode)
 
     def settle(self, key: str, inode: Inode) -> None:
         """The inode's object has left `key`, or `key` has become its place."""
-        if self.displaced.get(key) is inode:
-            del self.displaced[key]
+        if self.displaced.get(key) is not inode:
+            return
+        del self.displaced[key]
+        for above in _ancestors(key):
+            self._displaced_below[above] -= 1
+            if self._displaced_below[above] <= 0:
+                del self._displaced_below[above]
+                if above in self._left:
+                    self._left[above] = time.monotonic()
+
+    def leave(self, directory: Inode) -> None:
+        """A directory is removed or renamed: what is still below its key in the bucket is on its way out."""
+        self._left[self.key(directory)] = time.monotonic()
+
+    def is_leaving(self, key: str, asked_at: float) -> bool:
+        """Whether a prefix seen in an answer asked for at `asked_at` may be only what is left of such a directory."""
+        when = self._left.get(key)
+        if when is None:
+            return False
+        if self._displaced_below[key] > 0 or when >= asked_at:
+            return True
+        del self._left[key]
+        return False
 
     def note_deleted(self, key: str) -> None:
-        now = time.monotonic()
-        if len(self.deleted_at) > 4096:
-            self.deleted_at = {k: t for k, t in self.deleted_at.items() if now - t < 120}
-        self.deleted_at[key] = now
+        self.deleted_at[key] = time.monotonic()
 
     def forget(self, number: int, count: int) -> None:
         """The kernel drops `count` references."""

@@ -223,7 +223,9 @@ class Syncer:
         source = other.remote
         assert source is not None
         target = Target(keys.temporary_key(self.inodes.prefix), {}, {}, ANY)
-        etag = await copy_whole(self.store, source, target, replace=False, limits=self.limits, max_copy_bytes=MAX_COPY_BYTES)
+        etag = await copy_whole(
+            self.store, source, target, replace=False, limits=self.limits, max_copy_bytes=MAX_COPY_BYTES
+        )
         with self.changes.journal.transaction():
             self.inodes.settle(source.key, other)
             other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
@@ -353,7 +355,9 @@ class Syncer:
         elif data is None or not data.layers:
             await self._base_changed(inode, key, info)
         elif inode.remote is not None and any(p.source == -1 for p in data.pieces(0, data.size)):
-            raise OSError(116, f"version {inode.remote.etag} that the changes are based on is gone from the bucket") from error
+            raise OSError(
+                116, f"version {inode.remote.etag} that the changes are based on is gone from the bucket"
+            ) from error
         elif info is None:  # deleted by somebody else: our version is a new file
             self._rebase(inode)
         else:
@@ -407,7 +411,9 @@ class Syncer:
         name = keys.conflict_name(inode.name, socket.gethostname(), time.time())
         while name in parent.children:
             name = keys.conflict_name(inode.name, socket.gethostname() + random.choice("abcdefgh"), time.time())
-        log.warning("%s was changed by somebody else (%s); this mount's version is now %s", theirs.key, theirs.etag, name)
+        log.warning(
+            "%s was changed by somebody else (%s); this mount's version is now %s", theirs.key, theirs.etag, name
+        )
         self.conflicts.append(f"{theirs.key} -> {name}")
         if inode.remote is not None and inode.remote.key == theirs.key:
             inode.remote = None
@@ -431,7 +437,11 @@ class Syncer:
     async def sync_names(self, directory: Inode) -> None:
         """Returns when the bucket has the directory and every name that was made, moved or removed in it."""
         prefix = self.inodes.key(directory)
-        mine = [inode for inode in self.changes.dirty.values() if not inode.writers and self._names(inode, directory, prefix)]
+        mine = [
+            inode
+            for inode in self.changes.dirty.values()
+            if not inode.writers and self._names(inode, directory, prefix)
+        ]
         for inode in mine:
             self.changes.queue(inode)
         for inode in mine:

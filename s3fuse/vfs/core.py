@@ -44,7 +44,9 @@ class Core:
         Staged bytes of an open file cannot leave before it is closed or synced, so waiting for them would hang.
         """
         while self.over_budget():
-            waiting = [i for i in self.changes.dirty.values() if i is not writing and i.data is not None and not i.writers]
+            waiting = [
+                i for i in self.changes.dirty.values() if i is not writing and i.data is not None and not i.writers
+            ]
             if not waiting:
                 return
             for inode in waiting:

@@ -77,7 +77,9 @@ class Names:
         """Raises ENAMETOOLONG where the whole path, as a key, is longer than S3 allows."""
         keys.join(self.core.inodes.key(parent), name + "/")
 
-    def _add(self, parent: Inode, name: str, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None) -> Inode:
+    def _add(
+        self, parent: Inode, name: str, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None
+    ) -> Inode:
         now = time.time_ns()
         if parent.mode & stat.S_ISGID:  # System V group inheritance, as mount(8) describes for "grpid" directories
             gid = parent.gid
@@ -150,7 +152,7 @@ class Names:
         parent = child.parent
         assert parent is not None
         if child.is_directory:
-            self.core.inodes.left.add(self.core.inodes.key(child))
+            self.core.inodes.leave(child)
         self.core.changes.removed(child)
         self._modified(parent)
         self._keep(parent)
@@ -218,9 +220,8 @@ class Names:
         assert old_parent is not None
         inode.ctime_ns = time.time_ns()
         if inode.is_directory:
-            self.core.inodes.left.add(self.core.inodes.key(inode))
+            self.core.inodes.leave(inode)
         self.core.changes.moved(inode, parent, name)
-        self.core.inodes.left.discard(self.core.inodes.key(inode)) if inode.is_directory else None
         self._modified(old_parent)
         self._modified(parent)
         self._keep(old_parent)

@@ -183,7 +183,10 @@ class DirtyFile:
     def _spill(self, layer: Layer, new: bool) -> None:
         """Moves a layer that outgrows its slot to a file of its own; the journal names one or the other."""
         slot = self._slots[layer.generation]
-        pieces = [(start, os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)) for start, stop in layer.extents]
+        pieces = [
+            (start, os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start))
+            for start, stop in layer.extents
+        ]
         del self._slots[layer.generation]
         fd, _ = self._place(layer.generation)
         for start, data in pieces:
