@@ -149,7 +149,6 @@ class Mount:
         )
         try:
             pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
-            kernel.set_read_ahead(config.mountpoint, READ_AHEAD_KIB)
             self.nursery.start_soon(self.core.syncer.run)
             self.nursery.start_soon(self._checkpoints)
             self.nursery.start_soon(self._signals)
@@ -185,6 +184,7 @@ class Mount:
     async def _announce(self, ready: Callable[[], None]) -> None:
         """Says that the mount is up once the kernel has an answer from it."""
         await trio.to_thread.run_sync(os.stat, self.config.mountpoint)
+        kernel.set_read_ahead(self.config.mountpoint, READ_AHEAD_KIB)  # the handshake would have put it back
         log.info("mounted %s on %s", self._source(), self.config.mountpoint)
         ready()
 
@@ -228,8 +228,8 @@ class Mount:
         for inode in list(changes.dirty.values()):
             inode.opens = inode.writers = 0
         with trio.move_on_after(self.drain_timeout_s):
-            while changes.dirty:
-                await self.core.syncer.drain()
+            while changes.dirty and not await self.core.syncer.drain():
+                pass
         self.drained.set()
         for inode in changes.dirty.values():
             log.error("not in the bucket yet: %s (%s); it stays in %s", *self._item(inode), self.journal.directory)

@@ -67,6 +67,7 @@ class Syncer:
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
         self._failures: dict[int, int] = {}
+        self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -121,6 +122,7 @@ class Syncer:
                 await self._delete(batch)
             for inode in batch:
                 self._failures.pop(inode.number, None)
+                self._hopeless.discard(inode.number)
         except Exception as error:
             if not isinstance(error, (StoreError, OSError)):
                 log.exception("bringing %r to the bucket failed", first)
@@ -133,6 +135,8 @@ class Syncer:
 
     def _postpone(self, inode: Inode, error: Exception) -> None:
         """Tells who waits, and tries again later: at once, then after up to a minute."""
+        if isinstance(error, StoreError) and not error.transient:
+            self._hopeless.add(inode.number)
         failures = self._failures[inode.number] = self._failures.get(inode.number, 0) + 1
         self.last_error = f"{inode.name or inode.number}: {error}"
         if failures == 1:
@@ -456,16 +460,21 @@ class Syncer:
         return gone and "/" not in remote.key[len(prefix) :].rstrip("/") if remote is not None else False
 
     async def drain(self, progress: Callable[[], None] = lambda: None, *, give_up: bool = False) -> list[Inode]:
-        """Brings everything that is dirty now to the bucket; gives what failed, with `give_up` after one attempt each."""
-        pending = {inode.number: (inode, inode.version) for inode in self.changes.dirty.values()}
+        """Brings everything that is dirty now to the bucket and gives what the server refuses for good.
+
+        With `give_up` one failed attempt of any kind ends the wait for an inode.
+        """
+        pending = [(inode, inode.version) for inode in self.changes.dirty.values()]
         failed: list[Inode] = []
-        for inode, _ in pending.values():
+        for inode, _ in pending:
+            self._hopeless.discard(inode.number)
+            inode.error = None
             self.changes.queue(inode)
-        for inode, version in pending.values():
+        for inode, version in pending:
             while inode.synced_version < version and not (not inode.linked and inode.opens):
-                await self.changes.attempted(inode)
-                progress()
-                if inode.error is not None and give_up:
+                if inode.number in self._hopeless or (give_up and inode.error is not None):
                     failed.append(inode)
                     break
+                await self.changes.attempted(inode)
+                progress()
         return failed

@@ -70,7 +70,9 @@ class Capabilities:
     """What the probe saw the server do (not what it claims).
 
     `notifications` is True only where an event arrives at once after a change: MinIO releases of 2025-26 hold events
-    back until 4 KiB of them have gathered.
+    back until 4 KiB of them have gathered. `marker_metadata`: user metadata of keys that end in "/" is the marker's own;
+    else (SeaweedFS loses it) the store keeps it elsewhere in the bucket, which costs requests, and listings show such
+    keys with metadata None.
     """
 
     server: str
@@ -79,6 +81,7 @@ class Capabilities:
     conditional_multipart: bool
     snowball: bool
     notifications: bool
+    marker_metadata: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +149,9 @@ class Store(Protocol):
     #: Requests sent so far by operation: list, head, get, put, copy, delete, delete_many, multipart_create,
     #: multipart_put, multipart_copy, multipart_complete, multipart_abort, list_uploads. Retries count again.
     requests: Counter[str]
+
+    def check_key(self, key: str) -> None:
+        """Raises Refused where this server is known to take the key for another one, so that it cannot be used."""
 
     async def check(self) -> None:
         """Returns when the bucket answers with these credentials. Raises NoSuchBucket, AccessDenied, Unavailable."""

@@ -187,6 +187,9 @@ class FaultyStore:
             return self._random.choice(self._faults)
         return None
 
+    def check_key(self, key: str) -> None:
+        self.inner.check_key(key)
+
     async def check(self) -> None:
         await self._call("check", self.inner.check)
 

@@ -91,6 +91,11 @@ class MemoryStore:
         self._uploads: dict[str, _Upload] = {}
         self._upload_ids = itertools.count(1)
 
+    def check_key(self, key: str) -> None:
+        odd = not {"", ".", ".."}.isdisjoint(key.removesuffix("/").split("/"))
+        if key and odd and not self._odd_keys:
+            raise Refused(f"{key}: a segment of the key is empty, '.' or '..'", key)
+
     async def check(self) -> None:
         await self._request("list")
 
@@ -266,9 +271,7 @@ class MemoryStore:
             raise NoSuchBucket(f"{operation}: the bucket does not exist", key)
         if len(key.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
             raise Refused(f"{operation} {key[:40]}...: the key is longer than {MAX_KEY_BYTES} bytes", key)
-        odd = not {"", ".", ".."}.isdisjoint(key.removesuffix("/").split("/"))
-        if key and odd and not self._odd_keys:
-            raise Refused(f"{operation} {key}: a segment of the key is empty, '.' or '..'", key)
+        self.check_key(key)
 
     async def _look(self, key: str, condition: Condition) -> None:
         if condition != ANY:

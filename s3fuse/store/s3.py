@@ -1,8 +1,4 @@
-"""The S3 store: every operation of `base.Store` as signed requests of the lean transport.
-
-What a PUT stores is checked by the server against an x-amz-checksum-crc32 header (7 GB/s here, MD5 0.9, SHA-256 2.1):
-MinIO and SeaweedFS refuse a mismatch and echo the checksum. Where it is not echoed, MD5 is compared with the etag.
-"""
+"""The S3 store: every operation of `base.Store` as signed requests of the lean transport."""
 
 from __future__ import annotations
 
@@ -30,9 +26,6 @@ if TYPE_CHECKING:
 
     from s3fuse.store.base import Body, Capabilities, Condition, ObjectInfo, Page, Upload
     from s3fuse.store.framing import Answer
-
-#: How often a conditional write is tried when its answers get lost.
-_CONDITIONAL_ATTEMPTS = 5
 
 
 class S3Store:
@@ -62,7 +55,11 @@ class S3Store:
         self._make_bucket = functools.partial(
             make_bucket, self._transport.endpoint, bucket, credentials, region, ca_file, deadline_s
         )
-        self._findings = Findings()
+        self._objects = S3Objects(self._client)
+        self._markers = Markers(self._objects)
+
+    def check_key(self, key: str) -> None:
+        self._client.check_key(key)
 
     async def check(self) -> None:
         # A listing and not HEAD: its refusals have a body that says why.
@@ -71,8 +68,8 @@ class S3Store:
         s3xml.parse_page(answer.body, metadata_known=False)
 
     async def probe(self) -> Capabilities:
-        self._findings = await probe(self._client, self)
-        return self._findings.capabilities(self._client.server)
+        self._objects.findings = findings = await probe(self._client, self)
+        return findings.capabilities(self._client.server)
 
     async def create_bucket(self) -> None:
         await trio.to_thread.run_sync(self._make_bucket, abandon_on_cancel=True)
@@ -84,7 +81,7 @@ class S3Store:
         fields |= {"delimiter": delimiter} if delimiter else {}
         fields |= {"start-after": start_after} if start_after else {}
         fields |= {"continuation-token": token} if token is not None else {}
-        known = self._findings.list_metadata
+        known = self._objects.findings.list_metadata
         if known is not False:
             try:
                 return await self._list(fields | {"metadata": "true"}, metadata_known=bool(known))
@@ -95,10 +92,16 @@ class S3Store:
 
     async def _list(self, fields: Mapping[str, str], *, metadata_known: bool) -> Page:
         answer = await self._client.send(Call("list", "GET", query=_query(fields)))
-        return s3xml.parse_page(answer.body, metadata_known=metadata_known)
+        page = s3xml.parse_page(answer.body, metadata_known=metadata_known)
+        return without_marker_metadata(page) if self._objects.findings.marker_metadata is False else page
+
+    def _for(self, *keys: str) -> Objects:
+        """Who does an operation on these keys."""
+        apart = self._objects.findings.marker_metadata is False and any(map(sidecar_key, keys))
+        return self._markers if apart else self._objects
 
     async def head(self, key: str) -> ObjectInfo:
-        return object_info(key, await self._client.send(Call("head", "HEAD", key)))
+        return await self._for(key).head(key)
 
     async def get_into(self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str) -> None:
         size_bytes = sum(map(len, buffers))
@@ -121,25 +124,7 @@ class S3Store:
         headers: Mapping[str, str],
         condition: Condition = ANY,
     ) -> str:
-        sent = write_headers(metadata, headers, key) | condition_headers(condition)
-        sent["x-amz-checksum-crc32"] = await crc32_header(body)
-        call = Call("put", "PUT", key, "", sent, body, size_bytes=body.size_bytes, conditional=condition != ANY)
-
-        async def write() -> str:
-            if condition != ANY and self._findings.conditional_put is False:
-                await self._look(key, condition)
-            answer = await self._client.send(call)
-            return await check_stored(answer.headers, sent["x-amz-checksum-crc32"], body, key)
-
-        if condition == ANY:
-            return await write()
-
-        async def ours() -> str | None:
-            found = await self.head(key)
-            same = found.size_bytes == body.size_bytes and found.metadata == metadata
-            return found.etag if same and found.etag == await md5_of(body) else None
-
-        return await self._resolved(write, ours, PreconditionFailed)
+        return await self._for(key).put(key, body, metadata=metadata, headers=headers, condition=condition)
 
     async def copy(
         self,
@@ -151,95 +136,15 @@ class S3Store:
         headers: Mapping[str, str] | None = None,
         condition: Condition = ANY,
     ) -> str:
-        sent = self._copy_source(source, source_etag) | condition_headers(condition)
-        if metadata is not None:
-            sent |= write_headers(metadata, headers or {}, target) | {"x-amz-metadata-directive": "REPLACE"}
-        # The condition on the source is the condition on the target of a metadata-only change.
-        settled = source == target and condition.etag == source_etag
-        conditional = condition != ANY and not settled
-        call = Call("copy", "PUT", target, "", sent, conditional=conditional)
-
-        async def write() -> str:
-            if conditional and not self._findings.conditional_copy:
-                await self._look(target, condition)
-            answer = await self._client.send(call)
-            self._client.hidden_failure(call, answer.body)
-            return s3xml.parse_result(answer.body, "CopyObjectResult", "ETag")
-
-        if not conditional:
-            return await write()
-
-        async def ours() -> str | None:
-            found = await self.head(target)
-            return found.etag if found.etag == source_etag and metadata in (None, found.metadata) else None
-
-        return await self._resolved(write, ours, PreconditionFailed)
-
-    def _copy_source(self, source: str, source_etag: str) -> dict[str, str]:
-        return {
-            "x-amz-copy-source": self._client.path(source),
-            "x-amz-copy-source-if-match": f'"{source_etag}"',
-        }
-
-    async def _look(self, key: str, condition: Condition) -> None:
-        """Checks by HEAD a condition that the server does not check itself."""
-        try:
-            found: str | None = (await self.head(key)).etag
-        except NotFound:
-            found = None
-        if found != condition.etag:
-            raise PreconditionFailed(f"{self._client.name(key)} is version {found or 'none'}", key)
-
-    async def _resolved(
-        self,
-        write: Callable[[], Awaitable[str]],
-        ours: Callable[[], Awaitable[str | None]],
-        puzzling: type[StoreError] | tuple[type[StoreError], ...],
-    ) -> str:
-        """Does a write that cannot blindly be repeated; `ours` looks whether it happened and gives the etag.
-
-        After a lost answer, what happened is looked up before the next try, and again where that try fails as one
-        fails whose predecessor succeeded (`puzzling`).
-        """
-        in_doubt = False
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                return await write()
-            except StoreError as exc:
-                in_doubt = in_doubt or acted(exc)
-                if not (in_doubt and (exc.transient or isinstance(exc, puzzling))):
-                    raise
-                try:
-                    etag = await ours()
-                except NotFound:
-                    etag = None
-                if etag is not None:
-                    return etag
-                if not exc.transient or attempt >= _CONDITIONAL_ATTEMPTS:
-                    raise
-            await trio.sleep(self._client.backoff_s(attempt))
+        return await self._for(source, target).copy(
+            source, target, source_etag=source_etag, metadata=metadata, headers=headers, condition=condition
+        )
 
     async def delete(self, key: str) -> None:
-        try:
-            await self._client.send(Call("delete", "DELETE", key))
-        except NotFound:
-            return
+        await self._for(key).delete(key)
 
     async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
-        named = [key for key in keys if s3xml.fits_xml(key)]
-        failed: dict[str, str] = {}
-        if named:
-            body = s3xml.delete_body(named)
-            call = Call("delete_many", "POST", "", "delete=", {"content-md5": md5_header(body)}, Bytes(body))
-            failed |= s3xml.parse_deleted((await self._client.send(call)).body)
-        for key in set(keys).difference(named):
-            try:
-                await self.delete(key)
-            except StoreError as exc:
-                failed[key] = str(exc)
-        return failed
+        return await self._for(*keys).delete_many(keys)
 
     async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
         sent = write_headers(metadata, headers, key)
@@ -257,7 +162,7 @@ class S3Store:
     async def multipart_copy(
         self, key: str, upload_id: str, number: int, *, source: str, source_etag: str, start: int, stop: int
     ) -> Part:
-        sent = self._copy_source(source, source_etag) | {"x-amz-copy-source-range": f"bytes={start}-{stop - 1}"}
+        sent = self._objects.copy_source(source, source_etag) | {"x-amz-copy-source-range": f"bytes={start}-{stop - 1}"}
         query = _query({"partNumber": str(number), "uploadId": upload_id})
         call = Call("multipart_copy", "PUT", key, query, sent, size_bytes=stop - start)
         answer = await self._client.send(call)
@@ -274,8 +179,8 @@ class S3Store:
         call = Call("multipart_complete", "POST", key, query, sent, body, conditional=True)
 
         async def write() -> str:
-            if condition != ANY and self._findings.conditional_multipart is False:
-                await self._look(key, condition)
+            if condition != ANY and self._objects.findings.conditional_multipart is False:
+                await self._objects.look(key, condition)
             answer = await self._client.send(call)
             self._client.hidden_failure(call, answer.body)
             return s3xml.parse_result(answer.body, "CompleteMultipartUploadResult", "ETag")
@@ -284,7 +189,7 @@ class S3Store:
             found = await self.head(key)
             return found.etag if found.etag == multipart_etag(parts) else None
 
-        return await self._resolved(write, ours, (PreconditionFailed, NotFound))
+        return await self._objects.resolved(write, ours, (PreconditionFailed, NotFound))
 
     async def multipart_abort(self, key: str, upload_id: str) -> None:
         try:

@@ -113,7 +113,7 @@ class S3Client:
 
     async def send(self, call: Call) -> Answer:
         """The successful (2xx) answer. Raises a StoreError that names the bucket and key, after all retries."""
-        self._require_own_name(call.key)
+        self.check_key(call.key)
         limit_s = self._deadline_s + call.size_bytes / _SLOWEST_BYTES_PER_S
         started = trio.current_time()
         for attempt in itertools.count(1):
@@ -130,8 +130,8 @@ class S3Client:
             await trio.sleep(pause_s)
         raise AssertionError("unreachable")
 
-    def _require_own_name(self, key: str) -> None:
-        """Refuses keys that a server silently takes for others: `a//b` for `a/b`, on SeaweedFS also `a\\b`."""
+    def check_key(self, key: str) -> None:
+        """Refuses keys that this server silently takes for others: `a//b` for `a/b`, on SeaweedFS also `a\\b`."""
         empty_segment = key.startswith("/") or "//" in key
         if (empty_segment and self.server.startswith(("MinIO", "SeaweedFS"))) or (
             "\\" in key and self.server.startswith("SeaweedFS")

@@ -14,6 +14,7 @@ import trio
 from s3fuse.errors import AccessDenied, BadResponse, NotFound, PreconditionFailed, Refused, StoreError, Unsupported
 from s3fuse.store.base import Bytes, Capabilities, Condition
 from s3fuse.store.s3client import Call
+from s3fuse.store.s3markers import SIDECARS
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -41,6 +42,7 @@ class Findings:
     conditional_copy: bool | None = None
     snowball: bool | None = None
     notifications: bool | None = None
+    marker_metadata: bool | None = None
 
     def capabilities(self, server: str) -> Capabilities:
         return Capabilities(
@@ -50,6 +52,7 @@ class Findings:
             conditional_multipart=bool(self.conditional_multipart),
             snowball=bool(self.snowball),
             notifications=bool(self.notifications),
+            marker_metadata=bool(self.marker_metadata),
         )
 
 
@@ -74,12 +77,14 @@ async def probe(client: S3Client, store: Store) -> Findings:
             nursery.start_soon(run, lambda: _multipart(store, base, findings))
             nursery.start_soon(run, lambda: _copies(client, store, base, findings))
             nursery.start_soon(run, lambda: _snowball(client, store, prefix, findings))
+            nursery.start_soon(run, lambda: _markers(store, prefix, findings))
             nursery.start_soon(run, lambda: _events(client, store, prefix, findings))
         if failures:
             raise failures[0]
     except AccessDenied:
         # Read-only credentials: only what reading shows.
         await _any_listing(store, findings)
+        await _sidecars(store, findings)
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLEANUP_S):
             await _clean_up(store, prefix)
@@ -154,6 +159,23 @@ async def _snowball(client: S3Client, store: Store, prefix: str, findings: Findi
         findings.snowball = (await store.head(f"{prefix}entry")).metadata == _MARK
     except (NotFound, Refused, Unsupported, BadResponse):
         findings.snowball = False
+
+
+async def _markers(store: Store, prefix: str, findings: Findings) -> None:
+    key = f"{prefix}marker/"
+    try:
+        await store.put(key, Bytes(b""), metadata=_MARK, headers={})
+        findings.marker_metadata = (await store.head(key)).metadata == _MARK
+    except (NotFound, Refused, Unsupported, BadResponse):
+        findings.marker_metadata = False
+    if findings.marker_metadata:
+        await _sidecars(store, findings)
+
+
+async def _sidecars(store: Store, findings: Findings) -> None:
+    """A bucket with sidecars keeps them on a server that needs none (a later release, or a copy of the bucket)."""
+    if (await store.list_page(SIDECARS, delimiter="", limit=1)).objects:
+        findings.marker_metadata = False
 
 
 async def _events(client: S3Client, store: Store, prefix: str, findings: Findings) -> None:

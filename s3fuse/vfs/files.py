@@ -27,12 +27,13 @@ MAX_FILE_BYTES = 5 << 40
 class Handle:
     """One open of one file."""
 
-    __slots__ = ("inode", "window", "writes")
+    __slots__ = ("ahead", "inode", "window", "writes")
 
     def __init__(self, inode: Inode, writes: bool, window: Window) -> None:
         self.inode = inode
         self.writes = writes
         self.window = window
+        self.ahead = 0  # up to where the window has been asked for
 
 
 class Files:
@@ -91,9 +92,11 @@ class Files:
 
     async def _read_version(self, handle: Handle, version: ObjectInfo, start: int, stop: int) -> bytes | memoryview:
         blocks = self.core.blocks
-        ahead_start, ahead_stop = handle.window.on_read(start, stop - start, version.size_bytes)
+        _, ahead = handle.window.on_read(start, stop - start, version.size_bytes)
         try:
-            blocks.prefetch(version, max(ahead_start, start), ahead_stop)
+            if ahead != handle.ahead:
+                blocks.prefetch(version, handle.ahead if start < handle.ahead < ahead else start, ahead)
+                handle.ahead = ahead
             return await blocks.read(version, start, stop)
         except (NotFound, PreconditionFailed):
             inode = handle.inode

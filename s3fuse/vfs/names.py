@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from s3fuse import keys
 from s3fuse.attrs import Attributes
+from s3fuse.errors import Refused
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode
@@ -74,8 +75,12 @@ class Names:
         return text
 
     def _check_key(self, parent: Inode, name: str) -> None:
-        """Raises ENAMETOOLONG where the whole path, as a key, is longer than S3 allows."""
-        keys.join(self.core.inodes.key(parent), name + "/")
+        """Raises ENAMETOOLONG where the path is too long for a key, EINVAL where the server cannot hold that key."""
+        key = keys.join(self.core.inodes.key(parent), name + "/")
+        try:
+            self.core.directories.store.check_key(key)
+        except Refused:
+            fail(errno.EINVAL, name)
 
     def _add(
         self, parent: Inode, name: str, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None

@@ -57,6 +57,15 @@ async def echo(request: dict[str, Any], progress: Progress) -> dict[str, Any]:
     return request
 
 
+def names(folder: Path) -> set[str]:
+    return {path.suffix for path in folder.iterdir()}
+
+
+def make(folder: Path, mode: int = 0o700) -> None:
+    folder.mkdir()
+    folder.chmod(mode)
+
+
 async def failure(verb: str = "work", **arguments: Any) -> UserError:
     with pytest.raises(UserError) as raised:
         await ask(verb, **arguments)
@@ -185,19 +194,19 @@ async def test_a_request_from_before_the_end_is_answered(runtime: Path) -> None:
             await ask("work")
         finish.set()
     assert results == [{"done": True}]
-    assert list(runtime.iterdir()) == []
+    assert names(runtime) == set()
 
 
 async def test_the_socket_is_for_its_owner_and_found_by_name(runtime: Path) -> None:
     async with served(echo=echo):
-        assert stat.S_IMODE(runtime.stat().st_mode) == 0o700
+        assert stat.S_IMODE(os.stat(runtime).st_mode) == 0o700
         assert control.mounts() == [ABOUT]
-        assert {path.suffix for path in runtime.iterdir()} == {".sock", ".json"}
+        assert names(runtime) == {".sock", ".json"}
     assert control.mounts() == []
 
 
 async def test_a_killed_daemons_socket_is_replaced(runtime: Path) -> None:
-    runtime.mkdir(mode=0o700)
+    make(runtime)
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(str(control.socket_path(MOUNTPOINT)))
     async with served(echo=echo):
@@ -205,8 +214,7 @@ async def test_a_killed_daemons_socket_is_replaced(runtime: Path) -> None:
 
 
 async def test_a_directory_that_others_can_write_is_refused(runtime: Path) -> None:
-    runtime.mkdir()
-    runtime.chmod(0o770)
+    make(runtime, 0o770)
     with pytest.raises(UserError, match=f"{runtime} must belong to this user with mode 0700"):
         await control.serve(MOUNTPOINT, ABOUT, {}, trio.Event())
 
@@ -217,7 +225,7 @@ def test_no_daemon() -> None:
 
 
 async def test_a_daemon_that_ends_before_it_answers(runtime: Path) -> None:
-    runtime.mkdir()
+    make(runtime)
     with trio.socket.socket(socket.AF_UNIX) as listener:
         await listener.bind(str(control.socket_path(MOUNTPOINT)))
         listener.listen()
@@ -234,7 +242,7 @@ async def test_a_daemon_that_ends_before_it_answers(runtime: Path) -> None:
 
 
 def test_a_daemon_that_is_mute_is_waited_for_in_bounds(runtime: Path) -> None:
-    runtime.mkdir()
+    make(runtime)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(control.socket_path(MOUNTPOINT)))
         listener.listen()
@@ -252,7 +260,7 @@ def test_no_mounts() -> None:
 def test_what_dead_daemons_left_is_removed(runtime: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    runtime.mkdir()
+    make(runtime)
     alive = {"mountpoint": "/mnt/alive", "pid": os.getpid()}
     for name, text in (
         ("alive", json.dumps(alive)),

@@ -90,7 +90,7 @@ def test_forms_of_a_server(monkeypatch: pytest.MonkeyPatch, given: str, used: st
 
 
 def test_no_server_says_how_to_name_one() -> None:
-    with pytest.raises(UserError, match="--endpoint.*MINIO_ENDPOINT") as raised:
+    with pytest.raises(UserError, match=r"--endpoint.*MINIO_ENDPOINT") as raised:
         resolve(settings())
     assert raised.value.exit_code == ExitCode.USAGE
 

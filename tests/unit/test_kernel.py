@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MOUNTINFO = r"""
 22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw
-90 22 0:45 / /mnt/a\040b\011c\012d\134e rw shared:7 master:2 propagate_from:3 - fuse.s3fuse s3fuse#bu\040cket rw,user_id=0
+90 22 0:45 / /mnt/a\040b\011c\012d\134e rw shared:7 master:2 propagate_from:3 - fuse.s3fuse s3fuse#bu\040cket rw
 91 22 0:46 / /mnt/plain rw - fuse.s3fuse  rw
 """.lstrip("\n")
 

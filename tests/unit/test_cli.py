@@ -1,0 +1,389 @@
+"""The command line: one line and an exit code for each failure, and options that arrive as they were given."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from s3fuse import cli, control, kernel
+from s3fuse.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from s3fuse.config import MountConfig
+
+    Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No mounts but this test's own, no server and no keys."""
+    folder = tmp_path / "run"
+    monkeypatch.setattr(control, "runtime_dir", lambda: folder)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "MINIO_", "MC_")):
+            monkeypatch.delenv(name)
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs s3fuse with these arguments; gives exit code, output and errors."""
+
+    def invoke(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["s3fuse", *arguments])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return code, *capsys.readouterr()
+
+    return invoke
+
+
+@pytest.fixture
+def mount(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MountConfig]:
+    """What `s3fuse mount` with these arguments would serve."""
+    served: list[MountConfig] = []
+
+    def serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
+        served.append(config)
+        return ExitCode.DONE
+
+    monkeypatch.setattr("s3fuse.mount.serve", serve)
+    monkeypatch.setattr("s3fuse.daemon.set_up_logging", lambda level, log_file: None)
+
+    def invoke(*arguments: str) -> MountConfig:
+        code, _, errors = run("mount", "-f", *arguments)
+        assert (code, errors) == (0, "")
+        return served.pop()
+
+    return invoke
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any] | Exception], list[dict[str, Any]]]:
+    """Has every daemon give this answer; gives the list of what it is asked."""
+
+    def answer(result: dict[str, Any] | Exception) -> list[dict[str, Any]]:
+        asked = []
+
+        def request(mountpoint: Path, verb: str, **arguments: Any) -> dict[str, Any]:
+            asked.append({"mountpoint": mountpoint, "verb": verb, **arguments})
+            if isinstance(result, Exception):
+                raise result
+            return result
+
+        monkeypatch.setattr(control, "request", request)
+        return asked
+
+    return answer
+
+
+@pytest.fixture
+def dead_mount(tmp_path: Path) -> Iterator[Path]:
+    """A mount whose daemon is gone."""
+    path = tmp_path / "dead"
+    path.mkdir()
+    os.close(kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True))
+    yield path
+    with suppress(OSError):
+        kernel.unmount(path, lazy=True)
+
+
+# -- options
+
+
+def test_defaults(mount: Callable[..., MountConfig], tmp_path: Path) -> None:
+    mask = os.umask(0o027)
+    try:
+        config = mount("bucket/some/prefix", str(tmp_path))
+    finally:
+        os.umask(mask)
+    assert (config.bucket, config.prefix, config.mountpoint) == ("bucket", "some/prefix/", tmp_path)
+    assert (config.close, config.fsync, config.attr_ttl_s, config.drain_timeout_s) == ("local", "upload", 1.0, 300.0)
+    assert (config.memory_bytes, config.dirty_size_bytes, config.max_requests) == (256 << 20, 4 << 30, 32)
+    assert (config.file_mode, config.dir_mode) == (0o640, 0o750)
+    assert (config.uid, config.gid) == (os.geteuid(), os.getegid())
+    assert config.allow_other == (os.geteuid() == 0)
+    assert not (config.read_only or config.nonempty or config.create_bucket)
+
+
+LONG = (
+    "--endpoint http://h:1 --region eu --memory 64MiB --dirty-size 1GB --max-requests 5 --close upload --fsync local "
+    "--drain-timeout 2m --attr-ttl 500ms --read-only --uid 5 --gid 6 --umask 077 --file-mode 0644 --nonempty "
+    "--no-allow-other --create-bucket --log-level debug --cache-dir /c --credentials-file /k --ca-file /ca"
+)
+EXPECTED = {
+    "endpoint": "http://h:1",
+    "region": "eu",
+    "memory_bytes": 64 << 20,
+    "dirty_size_bytes": 10**9,
+    "max_requests": 5,
+    "close": "upload",
+    "fsync": "local",
+    "drain_timeout_s": 120.0,
+    "attr_ttl_s": 0.5,
+    "read_only": True,
+    "uid": 5,
+    "gid": 6,
+    "file_mode": 0o600,
+    "nonempty": True,
+    "create_bucket": True,
+    "log_level": "debug",
+    "cache_dir": Path("/c"),
+    "credentials_file": Path("/k"),
+    "ca_file": "/ca",
+}
+
+
+def test_long_options(mount: Callable[..., MountConfig], tmp_path: Path) -> None:
+    config = mount("bucket", str(tmp_path), *LONG.split())
+    assert {name: getattr(config, name) for name in EXPECTED} == EXPECTED
+    assert not config.allow_other
+
+
+def test_the_same_in_fstab_form(mount: Callable[..., MountConfig], tmp_path: Path) -> None:
+    words = re.sub(r" ([^- ])", r"=\1", LONG.replace("--no-allow-other ", "")).replace("--", "").split()
+    words = ["ro", "_netdev", "defaults", *(word.replace("-", "_") for word in words if word != "read-only")]
+    config = mount("bucket", str(tmp_path), "-o", ",".join(words[:8]), "-o", ",".join(words[8:]))
+    assert {name: getattr(config, name) for name in EXPECTED} == EXPECTED
+
+
+def test_paths_do_not_depend_on_the_directory(
+    mount: Callable[..., MountConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mnt").mkdir()
+    (tmp_path / "link").symlink_to("mnt")
+    (tmp_path / "secret").symlink_to("of-today")
+    monkeypatch.chdir(tmp_path)
+    words = "link --cache-dir cache --credentials-file secret --ca-file ca --log-file log"
+    config = mount("bucket", *words.split())
+    assert config.mountpoint == tmp_path / "mnt", "as the kernel names it"
+    assert config.credentials_file == tmp_path / "secret", "it may point elsewhere tomorrow"
+    assert (config.cache_dir, config.log_file) == (tmp_path / "cache", tmp_path / "log")
+    assert config.ca_file == str(tmp_path / "ca")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("mount --memory x bucket M", "s3fuse: --memory: 'x' is not allowed; it takes a size such as 64MiB"),
+        ("mount --memory 1MiB bucket M", "s3fuse: --memory: '1048576' is not allowed; it takes at least 16MiB"),
+        ("mount --attr-ttl soon bucket M", "s3fuse: --attr-ttl: 'soon' is not allowed; it takes a time such as 30s"),
+        ("mount --umask 9 bucket M", "s3fuse: --umask: '9' is not allowed; it takes an octal mode such as 0644"),
+        ("mount -o memory=x bucket M", "s3fuse: --memory: 'x' is not allowed"),
+        ("mount -o nosuch bucket M", "s3fuse: -o nosuch: there is no such option"),
+        ("mount -o help bucket M", "s3fuse: -o help: there is no such option"),
+        ("mount -o ro=1 bucket M", "s3fuse: -o ro: there is no such option"),
+        ("mount -o read_only=1 bucket M", "s3fuse: -o read-only takes no value"),
+        ("mount -o endpoint bucket M", "s3fuse: -o endpoint needs a value"),
+        ("mount -o close=never bucket M", "'never' is not one of 'local', 'upload'"),
+        ("mount Bucket M", "s3fuse: 'Bucket' is no bucket name: 3 to 63"),
+        ("mount bucket", "Missing argument 'MOUNTPOINT'"),
+        ("mount --nosuch bucket M", "No such option"),
+        ("mount -f bucket M", "s3fuse: no server is named; give --endpoint"),
+        ("mount bucket M", "s3fuse: no server is named; give --endpoint"),
+        ("mount --endpoint http://h:1 bucket M", "s3fuse: no keys were found"),
+        ("mount --log-file /nowhere/log bucket M", "s3fuse: --log-file /nowhere/log cannot be written"),
+        ("server --port 70000", "'--port'"),
+        ("dance", "No such command 'dance'"),
+    ],
+)
+def test_usage(tmp_path: Path, arguments: str, text: str) -> None:
+    # A process of its own: a wrong option that is let through would mount, and daemons fork.
+    (tmp_path / "mnt").mkdir()
+    words = [str(tmp_path / "mnt") if word == "M" else word for word in arguments.split()]
+    done = subprocess.run([sys.executable, "-m", "s3fuse", *words], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert text in done.stderr
+    if text.startswith("s3fuse:"):
+        assert done.stderr.count("\n") == 1
+
+
+def test_help_is_quick_as_it_loads_nothing_big() -> None:
+    big = ("minio", "pyfuse3", "rich", "httptools", "urllib3", "sqlite3")
+    code = f"import sys; from s3fuse import cli; print([name for name in {big} if name in sys.modules])"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=30) == "[]\n"
+
+
+@pytest.mark.parametrize("verb", ["mount", "umount", "flush", "status", "server"])
+def test_every_verb_has_help(run: Run, verb: str) -> None:
+    code, text, _ = run(verb, "--help")
+    assert code == 0
+    assert f"Usage: s3fuse {verb}" in text
+    assert verb in run("--help")[1]
+
+
+# -- status
+
+
+def test_status_of_nothing(run: Run, tmp_path: Path) -> None:
+    assert run("status") == (0, "nothing is mounted\n", "")
+    assert run("status", "--json") == (0, "[]\n", "")
+    code, _, errors = run("status", str(tmp_path))
+    assert (code, errors) == (ExitCode.FAILED, f"s3fuse: {tmp_path} is not mounted by s3fuse; see s3fuse status\n")
+
+
+STATUS = {
+    "mountpoint": "/mnt/[b]x",
+    "bucket": "bucket",
+    "prefix": "",
+    "endpoint": "http://h:1",
+    "state": "mounted",
+    "pid": 77,
+    "pending": {
+        "files": 1,
+        "bytes": 12345,
+        "items": [{"name": "odd [/name] :smile:", "error": "refused", "state": ""}],
+    },
+    "cache": {"memory_bytes": 1, "memory_limit_bytes": 2000, "directory": "/cache/" + "d" * 90},
+    "capabilities": {"server": "MinIO", "conflict_check": "atomic"},
+    "conflicts": ["a.conflict-host-time"],
+    "hidden_keys": 3,
+    "last_error": "a [red]error",
+}
+
+
+@pytest.fixture
+def mounted(runtime: Path) -> Path:
+    """A mount that is listed, at a mountpoint with brackets in its name."""
+    runtime.mkdir()
+    about = {"mountpoint": "/mnt/[b]x", "pid": os.getpid(), "bucket": "bucket", "prefix": "", "endpoint": "http://h:1"}
+    (runtime / "x.json").write_text(json.dumps(about))
+    return Path("/mnt/[b]x")
+
+
+def test_status_shows_names_as_they_are(run: Run, mounted: Path, answers: Callable[..., object]) -> None:
+    answers(STATUS)
+    code, text, _ = run("status", str(mounted))
+    assert code == 0
+    for part in (
+        "/mnt/[b]x",
+        "odd [/name] :smile:: refused",
+        "a.conflict-host-time",
+        "a [red]error",
+        "12,345",
+        "pid 77",
+    ):
+        assert part in text
+    assert "/cache/" + "d" * 90 in re.sub(r"\s", "", text)
+    assert json.loads(run("status", "--json")[1]) == [STATUS]
+
+
+def test_status_of_a_daemon_that_does_not_answer(run: Run, mounted: Path, answers: Callable[..., object]) -> None:
+    answers(TimeoutError("timed out"))
+    code, text, _ = run("status", str(mounted))
+    assert code == 0
+    assert "no answer: timed out, pid" in text
+
+
+# -- flush
+
+
+def test_flush(run: Run, tmp_path: Path, answers: Callable[..., list[dict[str, Any]]]) -> None:
+    asked = answers({"failed": []})
+    assert run("flush", str(tmp_path)) == (0, "", "")
+    assert (asked[0]["mountpoint"], asked[0]["verb"]) == (tmp_path, "flush")
+
+
+def test_flush_lists_what_could_not_be_uploaded(run: Run, tmp_path: Path, answers: Callable[..., object]) -> None:
+    answers({"failed": [{"name": "a/b", "bytes": 5, "error": "quota", "state": "waiting"}]})
+    code, _, errors = run("flush", str(tmp_path))
+    assert code == ExitCode.FAILED
+    assert f"these files of {tmp_path} are not in the bucket" in errors
+    assert "  a/b (5 bytes): quota\n" in errors
+
+
+@pytest.mark.parametrize("verb", ["flush", "umount"])
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (FileNotFoundError(), ExitCode.FAILED, "is not mounted by s3fuse; see s3fuse status"),
+        (ConnectionRefusedError(), ExitCode.FAILED, "is not mounted by s3fuse; see s3fuse status"),
+        (TimeoutError(), ExitCode.FAILED, "does not answer; see its log and s3fuse status"),
+        (UserError("it is in use", ExitCode.REFUSED), ExitCode.REFUSED, "it is in use"),
+    ],
+)
+def test_no_good_answer(
+    run: Run, tmp_path: Path, answers: Callable[..., object], verb: str, error: Exception, code: ExitCode, text: str
+) -> None:
+    answers(error)
+    found, _, errors = run(verb, str(tmp_path))
+    assert found == code
+    assert text in errors
+    assert errors.count("\n") == 1
+
+
+# -- umount
+
+
+def test_umount(run: Run, tmp_path: Path, answers: Callable[..., list[dict[str, Any]]]) -> None:
+    asked = answers({"pending": []})
+    assert run("umount", str(tmp_path), "--drain-timeout", "2m") == (0, "", "")
+    assert asked[0]["verb"] == "umount"
+    assert asked[0]["drain_timeout_s"] == 120.0
+
+
+def test_umount_with_uploads_left(run: Run, tmp_path: Path, answers: Callable[..., object]) -> None:
+    answers({"pending": [{"name": "a/b", "bytes": 5, "error": None, "state": "waiting"}]})
+    code, _, errors = run("umount", str(tmp_path))
+    assert code == ExitCode.PENDING
+    assert f"{tmp_path} is unmounted, but these wait in the journal" in errors
+    assert "  a/b (5 bytes): waiting\n" in errors
+
+
+def test_umount_of_a_dead_daemons_mount(run: Run, dead_mount: Path) -> None:
+    code, _, errors = run("umount", str(dead_mount))
+    assert code == ExitCode.PENDING
+    assert f"the daemon of {dead_mount} is dead and the mount detached" in errors
+    assert kernel.mount_entry(dead_mount) is None
+
+
+def test_umount_when_the_daemon_dies_meanwhile(run: Run, tmp_path: Path, answers: Callable[..., object]) -> None:
+    answers(ConnectionError("ended before it answered"))
+    code, _, errors = run("umount", str(tmp_path))
+    assert code == ExitCode.PENDING
+    assert "in its journal" in errors
+
+
+def test_a_mute_daemons_mount_is_left_alone(run: Run, dead_mount: Path, answers: Callable[..., object]) -> None:
+    answers(TimeoutError())
+    assert run("umount", str(dead_mount))[0] == ExitCode.FAILED
+    assert kernel.mount_entry(dead_mount) is not None
+
+
+def test_umount_returns_when_the_daemon_has_ended(
+    run: Run, runtime: Path, tmp_path: Path, answers: Callable[..., object]
+) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as daemon:
+        runtime.mkdir()
+        (runtime / "x.json").write_text(json.dumps({"mountpoint": str(tmp_path), "pid": daemon.pid}))
+        answers({"pending": []})
+        real_open = os.pidfd_open
+        ended = []
+
+        def watch(pid: int) -> int:
+            """The daemon ends once it is waited for."""
+            descriptor = real_open(pid)
+            assert daemon.stdin is not None
+            daemon.stdin.close()
+            ended.append(pid)
+            return descriptor
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("os.pidfd_open", watch)
+            assert run("umount", str(tmp_path))[0] == 0
+        assert ended == [daemon.pid]
+        assert daemon.poll() is not None
