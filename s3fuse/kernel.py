@@ -201,6 +201,14 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
         raise OSError(code, os.strerror(code), str(mountpoint))
 
 
+def detach(mountpoint: Path, device: str) -> None:
+    """Lazily unmounts the mount with this device number; does nothing where another one or none is on top there."""
+    entry = mount_entry(mountpoint)
+    if entry is not None and entry.device == device:
+        with suppress(OSError):
+            unmount(mountpoint, lazy=True)
+
+
 def write_back(mountpoint: Path) -> None:
     """Returns when the kernel has sent the daemon all that programs wrote there. Raises OSError.
 

@@ -126,6 +126,7 @@ class Mount:
     answered: trio.Event = field(default_factory=trio.Event)
     drain_timeout_s: float = 0.0
     recovered: int = 0
+    device_number: str = ""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -147,6 +148,8 @@ class Mount:
         device = kernel.mount(
             config.mountpoint, source=self._source(), allow_other=config.allow_other, read_only=config.read_only
         )
+        entry = kernel.mount_entry(config.mountpoint)
+        self.device_number = entry.device if entry is not None else ""
         try:
             pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
             self.nursery.start_soon(self.core.syncer.run)
@@ -158,8 +161,7 @@ class Mount:
             with quick_device():
                 await pyfuse3.main()
         finally:
-            with suppress(OSError, UserError):
-                kernel.unmount(config.mountpoint, lazy=True)
+            kernel.detach(config.mountpoint, self.device_number)
             self.unmounted.set()
             pyfuse3.close(unmount=False)
         return await self._drain()
@@ -219,8 +221,7 @@ class Mount:
         """Has the kernel send its dirty pages, then detaches the mountpoint (blocks)."""
         with suppress(OSError):
             kernel.write_back(self.config.mountpoint)
-        with suppress(OSError, UserError):
-            kernel.unmount(self.config.mountpoint, lazy=True)
+        kernel.detach(self.config.mountpoint, self.device_number)
 
     async def _drain(self) -> ExitCode:
         """Uploads what is dirty, up to the drain timeout. The rest stays in the journal and the log names it."""
@@ -326,7 +327,7 @@ class Mount:
                 "recovered_at_start": self.recovered,
             },
             "last_error": core.syncer.last_error,
-            "conflicts": list(core.syncer.conflicts),
+            "conflicts": list(core.syncer.conflicts.resolved),
             "hidden_keys": sum(core.directories.hidden.values()),
             "cache": {
                 "directory": str(self.journal.directory),

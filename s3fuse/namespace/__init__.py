@@ -1,1 +1,4 @@
-"""Names and inodes: `inodes` the table, `directories` what the bucket says, `changes` what is not there yet, `syncer` bringing it there."""
+"""Names and inodes: `inodes` is the table, `directories` what the bucket says, `changes` what it does not have yet.
+
+`syncer` brings it there, `conflicts` decides when somebody else was faster, `recovery` begins with the journal.
+"""

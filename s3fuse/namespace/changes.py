@@ -2,7 +2,8 @@
 
 An inode is dirty while `version` and `synced_version` differ. A change is sent once no other has come for
 `QUIET_S`, at the latest after `SETTLE_S`: so a temporary file that is written, renamed and given its times is one
-upload, and a burst of small files is taken in at local speed before uploads compete with it. Nothing here awaits: a change is whole in memory and in the journal before anybody else runs.
+upload, and a burst of small files is taken in at local speed before uploads compete with it. Nothing here awaits: a
+change is whole in memory and in the journal before anybody else runs.
 """
 
 from __future__ import annotations

@@ -335,6 +335,8 @@ class Directories:
             inode.set_attributes(
                 attrs.decode(info.metadata, is_directory=True, modified_ns=info.modified_ns, defaults=self.defaults)
             )
+            inode.mtime_ns = max(inode.mtime_ns, inode.entries_changed_ns)
+            inode.ctime_ns = max(inode.ctime_ns, inode.entries_changed_ns)
 
     def _merge_absent(self, directory: Inode, name: str, started: float) -> None:
         child = directory.children.get(name)

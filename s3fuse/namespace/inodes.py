@@ -48,6 +48,7 @@ class Inode:
         "children",
         "ctime_ns",
         "data",
+        "entries_changed_ns",
         "error",
         "gid",
         "linked",
@@ -88,6 +89,7 @@ class Inode:
         self.valid_until = 0.0
         self.attributes_known = True
         self.error: str | None = None
+        self.entries_changed_ns = 0  # when names in a directory last changed here; its marker may say an earlier time
         self.set_attributes(attributes)
 
     def set_attributes(self, attributes: Attributes) -> None:

@@ -7,7 +7,7 @@ belongs to another inode is cleared first: that inode is brought to its own plac
 or the object is only kept for open handles, its object is set aside under a temporary key.
 
 After an operation memory and journal change in one step without awaits. A crash before that step repeats the
-operation; repeats are harmless, since our own result in the bucket is recognised (`_is_ours`).
+operation; repeats are harmless, since our own result in the bucket is recognised (`conflicts`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import random
-import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -23,6 +22,7 @@ import trio
 
 from s3fuse import attrs, keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.namespace.conflicts import TOKEN, Conflicts
 from s3fuse.store.base import ANY, MAX_COPY_BYTES, Bytes, Condition, ObjectInfo
 from s3fuse.writing.plan import Limits
 from s3fuse.writing.upload import Target, Version, copy_whole, upload
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: User metadata with the upload's token: tells our own upload whose answer was lost from somebody else's.
-TOKEN = "s3fuse-write"
 #: How long an inode waits for another one that is in its way.
 BEHIND_S = 0.02
 DELETE_BATCH = 1000
@@ -62,7 +60,7 @@ class Syncer:
         self.changes = changes
         self.directories = directories
         self.limits = limits or Limits()
-        self.conflicts: list[str] = []
+        self.conflicts = Conflicts(store, inodes, changes)
         self.last_error = ""
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
@@ -157,7 +155,11 @@ class Syncer:
             else:
                 await self._copy(inode, key)
         except (PreconditionFailed, NotFound) as error:
-            await self._resolve(inode, key, error)
+            ours = await self.conflicts.resolve(inode, key, error)
+            if ours is not None:
+                target = Target(key, ours.metadata or {}, ours.headers or {}, ANY)
+                self._arrived(inode, target, ours.etag, ours.size_bytes, inode.synced_version)
+                self.changes.queue(inode)
 
     async def _delete(self, batch: list[Inode]) -> None:
         ready = [inode for inode in batch if not inode.opens and inode.remote is not None]
@@ -342,90 +344,6 @@ class Syncer:
             inode.data.close()
             inode.data = None
         self.inodes.drop_if_unused(inode)
-
-    # -- somebody else was there
-
-    async def _resolve(self, inode: Inode, key: str, error: StoreError) -> None:
-        """A condition failed or an object is gone: finds out whether that was us, and keeps both versions if not."""
-        try:
-            info: ObjectInfo | None = await self.store.head(key)
-        except NotFound:
-            info = None
-        data = inode.data
-        if info is not None and self._is_ours(inode, info):
-            target = Target(key, info.metadata or {}, info.headers or {}, ANY)
-            self._arrived(inode, target, info.etag, info.size_bytes, inode.synced_version)
-            self.changes.queue(inode)
-        elif data is None or not data.layers:
-            await self._base_changed(inode, key, info)
-        elif inode.remote is not None and any(p.source == -1 for p in data.pieces(0, data.size)):
-            raise OSError(
-                116, f"version {inode.remote.etag} that the changes are based on is gone from the bucket"
-            ) from error
-        elif info is None:  # deleted by somebody else: our version is a new file
-            self._rebase(inode)
-        else:
-            self._step_aside(inode, info)
-
-    def _is_ours(self, inode: Inode, info: ObjectInfo) -> bool:
-        """Whether the object is the result of an operation of ours whose answer we have not seen."""
-        metadata = info.metadata or {}
-        if inode.data is not None and inode.data.layers:
-            return metadata.get(TOKEN) == inode.data.tokens[0]
-        wanted = attrs.encode(inode.attributes(), metadata)
-        return info.size_bytes == inode.size and dict(metadata) == wanted
-
-    async def _base_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
-        """Only the name or metadata changed here, and the object that it was about was changed elsewhere."""
-        remote = inode.remote
-        if remote is None or (info is not None and remote.key != key):
-            if info is None:
-                raise PreconditionFailed(f"{key} cannot be written: its state in the bucket keeps changing", key)
-            self._step_aside(inode, info)
-            return
-        try:
-            current = info if remote.key == key and info is not None else await self.store.head(remote.key)
-        except NotFound:
-            log.warning("%s was deleted by somebody else while it was renamed or its attributes were changed", key)
-            self._lose(inode)
-            return
-        inode.remote, inode.size = current, current.size_bytes
-        self.changes.record(inode)
-        self.changes.queue(inode)
-
-    def _rebase(self, inode: Inode) -> None:
-        if inode.remote is not None:
-            self.inodes.settle(inode.remote.key, inode)
-            inode.remote = None
-        self.changes.record(inode)
-        self.changes.queue(inode)
-
-    def _lose(self, inode: Inode) -> None:
-        with self.changes.journal.transaction():
-            if inode.remote is not None:
-                self.inodes.settle(inode.remote.key, inode)
-                inode.remote = None
-            self.changes.synced(inode, inode.version)
-        self.inodes.detach(inode)
-
-    def _step_aside(self, inode: Inode, theirs: ObjectInfo) -> None:
-        """The bucket's version keeps the name, ours goes beside it."""
-        parent = inode.parent
-        assert parent is not None and parent.listing is not None
-        name = keys.conflict_name(inode.name, socket.gethostname(), time.time())
-        while name in parent.children:
-            name = keys.conflict_name(inode.name, socket.gethostname() + random.choice("abcdefgh"), time.time())
-        log.warning(
-            "%s was changed by somebody else (%s); this mount's version is now %s", theirs.key, theirs.etag, name
-        )
-        self.conflicts.append(f"{theirs.key} -> {name}")
-        if inode.remote is not None and inode.remote.key == theirs.key:
-            inode.remote = None
-        self.changes.moved(inode, parent, name)
-        self.changes.failed(inode, f"{theirs.key} was changed by somebody else; this version is kept as {name}")
-        self.changes.queue(inode)
-        parent.listing.valid_until = 0.0
-        parent.listing.complete = False
 
     # -- waiting
 

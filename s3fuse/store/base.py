@@ -70,9 +70,8 @@ class Capabilities:
     """What the probe saw the server do (not what it claims).
 
     `notifications` is True only where an event arrives at once after a change: MinIO releases of 2025-26 hold events
-    back until 4 KiB of them have gathered. `marker_metadata`: user metadata of keys that end in "/" is the marker's own;
-    else (SeaweedFS loses it) the store keeps it elsewhere in the bucket, which costs requests, and listings show such
-    keys with metadata None.
+    back until 4 KiB of them have gathered. Without `marker_metadata` (SeaweedFS) the server loses the metadata of keys
+    that end in "/": the store keeps it elsewhere in the bucket, which costs requests, and listings never show it.
     """
 
     server: str

@@ -8,6 +8,7 @@ import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -29,18 +30,20 @@ from s3fuse.store.base import (
 from s3fuse.store.body import iterating
 from s3fuse.store.s3checks import multipart_etag
 from s3fuse.store.s3headers import write_headers
+from s3fuse.store.s3markers import Markers, Routed, sidecar_key
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from s3fuse.store.base import Body
+    from s3fuse.store.s3markers import Objects
 
 _META = "x-amz-meta-"
 
 #: What MinIO can do where its events work.
 MINIO = Capabilities("memory", True, True, True, True, True)
 #: What SeaweedFS can do.
-SEAWEEDFS = Capabilities("memory", False, True, True, False, False)
+SEAWEEDFS = Capabilities("memory", False, True, True, False, False, marker_metadata=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +67,8 @@ class _Upload:
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
-class MemoryStore:
-    """A bucket in memory.
-
-    `capabilities` is what `probe` finds; without conditional writes the condition is looked up by HEAD first, as it
-    always is on copies unless `conditional_copy`. `odd_keys` takes keys with empty, `.` and `..` segments as AWS
-    does. `now_ns` is the clock; times are cut to seconds as HTTP dates are.
-    """
+class _Bucket:
+    """All of the store, with markers that lose their metadata unless the capabilities say otherwise."""
 
     def __init__(
         self,
@@ -136,7 +134,8 @@ class MemoryStore:
 
     def _listed(self, key: str) -> ObjectInfo:
         found = self._objects[key]
-        metadata = found.metadata if self.capabilities.list_metadata else None
+        known = self.capabilities.list_metadata and (self.capabilities.marker_metadata or not sidecar_key(key))
+        metadata = found.metadata if known else None
         return ObjectInfo(key, len(found.data), found.etag, found.modified_ns, metadata)
 
     async def head(self, key: str) -> ObjectInfo:
@@ -310,12 +309,39 @@ class MemoryStore:
         return Part(number, _part_etag(data))
 
     def _store(self, key: str, data: bytes, etag: str, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
+        if not self.capabilities.marker_metadata and sidecar_key(key):
+            metadata = {}
         self._objects[key] = _Object(data, etag, self._second_ns(), dict(metadata), headers)
         return etag
 
     def _second_ns(self) -> int:
         now_ns = self._now_ns()
         return now_ns - now_ns % 1_000_000_000
+
+
+class _Plain:
+    """The operations of `_Bucket` although `MemoryStore` has others of the same names."""
+
+    def __init__(self, bucket: _Bucket) -> None:
+        self.head = partial(_Bucket.head, bucket)
+        self.put = partial(_Bucket.put, bucket)
+        self.copy = partial(_Bucket.copy, bucket)
+        self.delete = partial(_Bucket.delete, bucket)
+        self.delete_many = partial(_Bucket.delete_many, bucket)
+
+
+class MemoryStore(Routed, _Bucket):
+    """A bucket in memory.
+
+    `capabilities` is what `probe` finds; without conditional writes the condition is looked up by HEAD first, as it
+    always is on copies unless `conditional_copy`. `odd_keys` takes keys with empty, `.` and `..` segments as AWS
+    does. `now_ns` is the clock; times are cut to seconds as HTTP dates are.
+    """
+
+    def _for(self, *keys: str) -> Objects:
+        plain = _Plain(self)
+        apart = not self.capabilities.marker_metadata and any(map(sidecar_key, keys))
+        return Markers(plain) if apart else plain
 
 
 def _part_etag(data: bytes | None) -> str:

@@ -9,26 +9,29 @@ from urllib.parse import urlencode
 
 import trio
 
-from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, StoreError
+from s3fuse.errors import BadResponse, NotFound, PreconditionFailed
 from s3fuse.store import s3xml
 from s3fuse.store.base import ANY, Bytes, Part
 from s3fuse.store.s3admin import make_bucket
-from s3fuse.store.s3checks import check_stored, crc32_header, md5_header, md5_of, multipart_etag
-from s3fuse.store.s3client import Call, S3Client, acted
-from s3fuse.store.s3headers import check_range, condition_headers, object_info, write_headers
-from s3fuse.store.s3probe import Findings, probe
+from s3fuse.store.s3checks import check_stored, crc32_header, multipart_etag
+from s3fuse.store.s3client import Call, S3Client
+from s3fuse.store.s3headers import check_range, condition_headers, write_headers
+from s3fuse.store.s3markers import Markers, Routed, sidecar_key, without_marker_metadata
+from s3fuse.store.s3objects import S3Objects
+from s3fuse.store.s3probe import probe
 from s3fuse.store.transport import Transport
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from minio.credentials.providers import Provider
 
-    from s3fuse.store.base import Body, Capabilities, Condition, ObjectInfo, Page, Upload
+    from s3fuse.store.base import Body, Capabilities, Condition, Page, Upload
     from s3fuse.store.framing import Answer
+    from s3fuse.store.s3markers import Objects
 
 
-class S3Store:
+class S3Store(Routed):
     """A bucket of an S3 server. `endpoint` is `http[s]://HOST[:PORT]`; times are seconds.
 
     `deadline_s` bounds each operation, grown by its size; waiting for one of the `max_requests` slots comes on top.
@@ -96,12 +99,8 @@ class S3Store:
         return without_marker_metadata(page) if self._objects.findings.marker_metadata is False else page
 
     def _for(self, *keys: str) -> Objects:
-        """Who does an operation on these keys."""
         apart = self._objects.findings.marker_metadata is False and any(map(sidecar_key, keys))
         return self._markers if apart else self._objects
-
-    async def head(self, key: str) -> ObjectInfo:
-        return await self._for(key).head(key)
 
     async def get_into(self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str) -> None:
         size_bytes = sum(map(len, buffers))
@@ -114,37 +113,6 @@ class S3Store:
 
         call = Call("get", "GET", key, "", headers, buffers=buffers, check=check, size_bytes=size_bytes)
         await self._client.send(call)
-
-    async def put(
-        self,
-        key: str,
-        body: Body,
-        *,
-        metadata: Mapping[str, str],
-        headers: Mapping[str, str],
-        condition: Condition = ANY,
-    ) -> str:
-        return await self._for(key).put(key, body, metadata=metadata, headers=headers, condition=condition)
-
-    async def copy(
-        self,
-        source: str,
-        target: str,
-        *,
-        source_etag: str,
-        metadata: Mapping[str, str] | None = None,
-        headers: Mapping[str, str] | None = None,
-        condition: Condition = ANY,
-    ) -> str:
-        return await self._for(source, target).copy(
-            source, target, source_etag=source_etag, metadata=metadata, headers=headers, condition=condition
-        )
-
-    async def delete(self, key: str) -> None:
-        await self._for(key).delete(key)
-
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
-        return await self._for(*keys).delete_many(keys)
 
     async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
         sent = write_headers(metadata, headers, key)

@@ -61,6 +61,47 @@ class Objects(Protocol):
     async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]: ...
 
 
+class Routed:
+    """The methods of `Objects` for a store, each done by who is in charge of its keys."""
+
+    def _for(self, *keys: str) -> Objects:
+        raise NotImplementedError
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self._for(key).head(key)
+
+    async def put(
+        self,
+        key: str,
+        body: Body,
+        *,
+        metadata: Mapping[str, str],
+        headers: Mapping[str, str],
+        condition: Condition = ANY,
+    ) -> str:
+        return await self._for(key).put(key, body, metadata=metadata, headers=headers, condition=condition)
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        source_etag: str,
+        metadata: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+        condition: Condition = ANY,
+    ) -> str:
+        return await self._for(source, target).copy(
+            source, target, source_etag=source_etag, metadata=metadata, headers=headers, condition=condition
+        )
+
+    async def delete(self, key: str) -> None:
+        await self._for(key).delete(key)
+
+    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+        return await self._for(*keys).delete_many(keys)
+
+
 def sidecar_key(key: str) -> str | None:
     """Where the metadata of a marker is kept; None for other keys and for what is s3fuse's own.
 

@@ -60,7 +60,8 @@ class AttributeOperations:
         inode.uid = inode.uid if wanted.uid is None else wanted.uid
         inode.gid = inode.gid if wanted.gid is None else wanted.gid
         inode.atime_ns = inode.atime_ns if wanted.atime_ns is None else wanted.atime_ns
-        inode.mtime_ns = inode.mtime_ns if wanted.mtime_ns is None else wanted.mtime_ns
+        if wanted.mtime_ns is not None:
+            inode.mtime_ns, inode.entries_changed_ns = wanted.mtime_ns, 0
         inode.ctime_ns = time.time_ns() if wanted.ctime_ns is None else wanted.ctime_ns
         # The kernel sends the times of a written file again at each flush; a ctime alone is not worth a request.
         if before != (inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns):

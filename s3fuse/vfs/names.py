@@ -62,7 +62,7 @@ class Names:
         return [child for _, child in sorted(directory.children.items())]
 
     async def _free_name(self, parent: Inode, name: bytes) -> str:
-        """The name as text, once it is known that nothing has it. Raises EEXIST, EILSEQ, ENAMETOOLONG, ENOENT, EROFS."""
+        """The name as text, once it is known that nothing has it. Raises OSError that says why it cannot be made."""
         self.core.check_writable()
         text = keys.check_name(name)
         if self._reserved(parent, text):
@@ -101,7 +101,7 @@ class Names:
     @staticmethod
     def _modified(parent: Inode) -> None:
         """A directory's times move in memory only: each entry made would else be a request for its marker."""
-        parent.mtime_ns = parent.ctime_ns = time.time_ns()
+        parent.mtime_ns = parent.ctime_ns = parent.entries_changed_ns = time.time_ns()
         if parent.listing is not None:
             parent.listing.absent.clear()
 

@@ -1,1 +1,1 @@
-"""The write path: dirty ranges (`extents`, `layers`), their bytes (`staging`), the `journal`, and `plan` and `upload` to the bucket."""
+"""The write path: dirty ranges (`extents`, `layers`), their bytes (`staging`), the `journal`, `plan` and `upload`."""

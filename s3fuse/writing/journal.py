@@ -1,10 +1,10 @@
 """The journal: everything that is acknowledged and not yet in the bucket, in one SQLite file (WAL).
 
 A row of `node` is an inode that differs from the bucket: what it should be (`key`, attributes; key NULL = deleted)
-and which object version it is now (`remote_*`, NULL = none). `layer` says which bytes of a regular file are staged, and
-in which slot or file; ranges beyond the first one are in `staged`. State, not history: replaying means bringing each row to the bucket, in any order that
-`syncer` allows. Statements commit at once; a process crash loses none (WAL pages are in the page cache), a power
-failure may lose the last ones unless `sync` returned.
+and which object version it is now (`remote_*`, NULL = none). `layer` says which bytes of a regular file are staged,
+and in which slot or file; ranges beyond the first one are in `staged`. State, not history: replaying means bringing
+each row to the bucket, in any order that `syncer` allows. Statements commit at once; a process crash loses none (WAL
+pages are in the page cache), a power failure may lose the last ones unless `sync` returned.
 """
 
 from __future__ import annotations

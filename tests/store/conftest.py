@@ -70,12 +70,12 @@ async def subject(kind: str, server: Server | None, bucket_name: str) -> AsyncIt
         await real.create_bucket()
         if server.kind in _findings:
             # One probe per server: on MinIO it waits most of a second for events.
-            real._findings = _findings[server.kind]
+            real._objects.findings = _findings[server.kind]
             await real.check()
-            capabilities = real._findings.capabilities(real._client.server)
+            capabilities = real._objects.findings.capabilities(real._client.server)
         else:
             capabilities = await real.probe()
-            _findings[server.kind] = real._findings
+            _findings[server.kind] = real._objects.findings
     elif kind == "memory-as-minio":
         store = MemoryStore(MINIO)
     else:

@@ -117,7 +117,7 @@ def test_defaults(mount: Callable[..., MountConfig], tmp_path: Path) -> None:
     assert (config.file_mode, config.dir_mode) == (0o640, 0o750)
     assert (config.uid, config.gid) == (os.geteuid(), os.getegid())
     assert config.allow_other == (os.geteuid() == 0)
-    assert not (config.read_only or config.nonempty or config.create_bucket)
+    assert [config.read_only, config.nonempty, config.create_bucket] == [False] * 3
 
 
 LONG = (

@@ -1,0 +1,114 @@
+"""When somebody else changed the object that a change here is about: both versions survive.
+
+Called by `syncer` when a condition failed or an object is gone. First it finds out whether that was us: an upload
+carries a token in its metadata, so one whose answer was lost, or that a crash cut off, is recognised.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from s3fuse import attrs, keys
+from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.writing.layers import BASE
+
+if TYPE_CHECKING:
+    from s3fuse.namespace.changes import Changes
+    from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.store.base import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
+
+#: User metadata with the upload's token.
+TOKEN = "s3fuse-write"
+
+
+class Conflicts:
+    """Resolves one failed operation at a time; `resolved` lists what came of it for `status`."""
+
+    def __init__(self, store: Store, inodes: Inodes, changes: Changes) -> None:
+        self.store = store
+        self.inodes = inodes
+        self.changes = changes
+        self.resolved: list[str] = []
+
+    async def resolve(self, inode: Inode, key: str, error: StoreError) -> ObjectInfo | None:
+        """The object at `key` if it is the result of our own operation; else the conflict is dealt with.
+
+        Raises OSError(ESTALE) where the bytes that the change is based on are gone: it then stays in the journal.
+        """
+        try:
+            info: ObjectInfo | None = await self.store.head(key)
+        except NotFound:
+            info = None
+        data = inode.data
+        if info is not None and self._is_ours(inode, info):
+            return info
+        if data is None or not data.layers:
+            await self._object_changed(inode, key, info)
+        elif inode.remote is not None and any(piece.source == BASE for piece in data.pieces(0, data.size)):
+            raise OSError(116, f"version {inode.remote.etag}, which this change is based on, is gone") from error
+        elif info is None:  # deleted by somebody else: our version is a new file
+            self._forget_remote(inode)
+            self._again(inode)
+        else:
+            self._step_aside(inode, info)
+        return None
+
+    def _is_ours(self, inode: Inode, info: ObjectInfo) -> bool:
+        metadata = info.metadata or {}
+        if inode.data is not None and inode.data.layers:
+            return metadata.get(TOKEN) == inode.data.tokens[0]
+        wanted = attrs.encode(inode.attributes(), metadata)
+        return info.size_bytes == inode.size and dict(metadata) == wanted
+
+    async def _object_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
+        """Only name or attributes changed here, and the object was changed elsewhere: they go onto its new version."""
+        remote = inode.remote
+        if info is not None and (remote is None or remote.key != key):
+            self._step_aside(inode, info)
+            return
+        if remote is None:
+            raise PreconditionFailed(f"{key} cannot be written: its state in the bucket keeps changing", key)
+        try:
+            current = info or await self.store.head(remote.key)
+        except NotFound:
+            log.warning("%s was deleted by somebody else while it was renamed or its attributes were changed", key)
+            with self.changes.journal.transaction():
+                self._forget_remote(inode)
+                self.changes.synced(inode, inode.version)
+            self.inodes.detach(inode)
+            return
+        inode.remote, inode.size = current, current.size_bytes
+        self._again(inode)
+
+    def _forget_remote(self, inode: Inode) -> None:
+        if inode.remote is not None:
+            self.inodes.settle(inode.remote.key, inode)
+            inode.remote = None
+
+    def _again(self, inode: Inode) -> None:
+        self.changes.record(inode)
+        self.changes.queue(inode)
+
+    def _step_aside(self, inode: Inode, theirs: ObjectInfo) -> None:
+        """The bucket's version keeps the name, ours goes beside it."""
+        parent = inode.parent
+        assert parent is not None
+        name = keys.conflict_name(inode.name, socket.gethostname(), time.time())
+        while name in parent.children:
+            name = keys.conflict_name(inode.name, f"{socket.gethostname()}-{random.randrange(1000)}", time.time())
+        log.warning(
+            "%s was changed by somebody else (%s); the version of this mount is now %s", theirs.key, theirs.etag, name
+        )
+        self.resolved.append(f"{theirs.key} -> {name}")
+        if inode.remote is not None and inode.remote.key == theirs.key:
+            inode.remote = None
+        self.changes.moved(inode, parent, name)
+        self.changes.failed(inode, f"{theirs.key} was changed by somebody else; this version is kept as {name}")
+        self.changes.queue(inode)
+        parent.folder().complete = False
