@@ -22,10 +22,9 @@ import trio
 
 from s3fuse import attrs, keys
 from s3fuse.errors import NotFound
-from s3fuse.namespace.inodes import Inode
 
 if TYPE_CHECKING:
-    from s3fuse.namespace.inodes import Inodes
+    from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import ObjectInfo, Page, Store
 
 log = logging.getLogger(__name__)
@@ -88,9 +87,9 @@ class Directories:
         listing = directory.folder()
         if listing.complete and time.monotonic() < listing.valid_until:
             return
-        if not await self._list(directory, pages=None):  # somebody else's listing, perhaps of a few pages only
-            if not listing.complete:
-                await self._list(directory, pages=None)
+        mine = await self._list(directory, pages=None)
+        if not mine and not listing.complete:  # somebody else's listing was of a few pages only
+            await self._list(directory, pages=None)
 
     async def learn_all(self, children: list[Inode]) -> None:
         """Fetches the attributes that a listing did not give, in parallel (the store limits how many at once)."""

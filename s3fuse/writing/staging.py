@@ -139,7 +139,7 @@ class DirtyFile:
         return layer, True
 
     def write(self, offset: int, data: bytes) -> None:
-        """Stages and journals one write. Raises OSError of the local disk (ENOSPC, EIO); then nothing is acknowledged."""
+        """Stages and journals one write. Raises OSError of the local disk; then nothing is acknowledged."""
         layer, new = self._top()
         stop = offset + len(data)
         if stop > SLOT_BYTES and layer.generation in self._slots:
