@@ -183,7 +183,13 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> No
     from s3fuse import mount as mounting
 
     serve = partial(mounting.serve, settings)
-    sys.exit(serve(lambda: None) if foreground else daemon.run_in_background(serve, str(log_file)))
+    try:
+        code = serve(lambda: None) if foreground else daemon.run_in_background(serve, str(log_file))
+    except UserError:
+        if log_file is not None and not log_file.stat().st_size:
+            log_file.unlink()  # a failed mount leaves nothing behind
+        raise
+    sys.exit(code)
 
 
 def _default_log(settings: config.MountConfig) -> Path:

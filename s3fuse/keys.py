@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 MAX_NAME_BYTES: Final = 255
 #: A name in the root of the mount that is hidden there: probe and temporary keys are below it.
 RESERVED: Final = ".s3fuse"
+
+#: Holds the attributes of the root of a whole bucket, which has no key of its own.
+ROOT_MARKER: Final = f"{RESERVED}/root/"
 #: Content type of directory markers, as s3fs-fuse writes it.
 DIRECTORY_TYPE: Final = "application/x-directory"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import resource
 import signal
 import time
 from contextlib import suppress
@@ -52,6 +53,8 @@ WAL_BYTES = 8 << 20
 
 def serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
     """Mounts, calls `ready`, serves until unmounted or told to stop, drains. Raises UserError before `ready` only."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # large dirty files and connections have one each
     return trio.run(_serve, config, ready, restrict_keyboard_interrupt_to_checkpoints=True)
 
 

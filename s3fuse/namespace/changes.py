@@ -154,7 +154,7 @@ class Changes:
         remote = inode.remote
         return NodeRow(
             inode.number,
-            self.inodes.key(inode) if inode.linked else None,
+            self.inodes.object_key(inode) if inode.linked else None,
             inode.mode,
             inode.uid,
             inode.gid,

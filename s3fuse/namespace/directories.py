@@ -104,10 +104,7 @@ class Directories:
     async def learn(self, inode: Inode) -> None:
         """Fetches metadata by HEAD. A directory without a marker gets the defaults; a file that is gone is detached."""
         started = time.monotonic()
-        key = self.inodes.key(inode)
-        if not key:  # the bucket itself has no marker
-            inode.attributes_known, inode.valid_until = True, started + self.ttl_s
-            return
+        key = self.inodes.object_key(inode)
         try:
             info = await self.store.head(key)
         except NotFound:

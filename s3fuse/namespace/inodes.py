@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
+from s3fuse import keys
 from s3fuse.attrs import Attributes
 
 if TYPE_CHECKING:
@@ -182,6 +183,10 @@ class Inodes:
         path = "/".join(reversed(names))
         return f"{self.prefix}{path}/" if inode.is_directory and names else self.prefix + path
 
+    def object_key(self, inode: Inode) -> str:
+        """The key of the object that holds the inode: its `key`, for a whole bucket's root a reserved one."""
+        return self.key(inode) or keys.ROOT_MARKER
+
     def add(self, parent: Inode, name: str, attributes: Attributes, number: int | None = None) -> Inode:
         """A new inode under a name that is free. `number` is given back to one that the journal knew."""
         if number is None:
@@ -233,7 +238,7 @@ class Inodes:
 
     def displace_if_moved(self, inode: Inode) -> None:
         """`displace` for an inode that comes back from the journal."""
-        if inode.remote is not None and (not inode.linked or self.key(inode) != inode.remote.key):
+        if inode.remote is not None and (not inode.linked or self.object_key(inode) != inode.remote.key):
             self.displace(inode)
 
     def settle(self, key: str, inode: Inode) -> None:

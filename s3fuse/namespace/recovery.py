@@ -7,7 +7,7 @@ import stat
 import time
 from typing import TYPE_CHECKING
 
-from s3fuse import attrs
+from s3fuse import attrs, keys
 from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.journal import NodeRow, StagedLayer, decode_map, decode_xattrs
@@ -57,7 +57,7 @@ def _place(inodes: Inodes, row: NodeRow, defaults: attrs.Defaults) -> Inode:
     if row.key is None:
         return inodes.add_orphan(attributes, row.number)
     names = row.key[len(inodes.prefix) :].rstrip("/").split("/")
-    if names == [""]:
+    if names == [""] or row.key == keys.ROOT_MARKER:
         inodes.root.set_attributes(attributes)
         return inodes.root
     parent = inodes.root

@@ -23,7 +23,7 @@ import trio
 from s3fuse import attrs, keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.conflicts import TOKEN, Conflicts
-from s3fuse.store.base import ANY, MAX_COPY_BYTES, Bytes, Condition, ObjectInfo
+from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.plan import Limits
 from s3fuse.writing.upload import Target, Version, copy_whole, upload
 
@@ -85,7 +85,7 @@ class Syncer:
     def _keys(self, inode: Inode) -> set[str]:
         wanted = {inode.remote.key} if inode.remote is not None else set()
         if inode.linked:
-            wanted.add(self.inodes.key(inode))
+            wanted.add(self.inodes.object_key(inode))
         return wanted
 
     def _take(self, inode: Inode) -> bool:
@@ -143,7 +143,7 @@ class Syncer:
         self.changes.queue(inode, min(60.0, 0.25 * 2 ** min(failures, 9)) * random.uniform(0.5, 1.0))
 
     async def _bring(self, inode: Inode) -> None:
-        key = self.inodes.key(inode)
+        key = self.inodes.object_key(inode)
         if not await self._clear(inode, key):
             self.changes.queue(inode, BEHIND_S)
             return
@@ -215,7 +215,7 @@ class Syncer:
         seen = {other.number}
         step: Inode | None = other
         while step is not None and step.linked:
-            step = self.inodes.displaced.get(self.inodes.key(step))
+            step = self.inodes.displaced.get(self.inodes.object_key(step))
             if step is inode:
                 return True
             if step is not None and step.number in seen:
@@ -226,12 +226,11 @@ class Syncer:
 
     async def _set_aside(self, other: Inode) -> None:
         """Copies the object to a temporary key; its old key then belongs to nobody and may be overwritten."""
-        source = other.remote
+        source = await self._kept(other)
         assert source is not None
-        target = Target(keys.temporary_key(self.inodes.prefix), {}, {}, ANY)
-        etag = await copy_whole(
-            self.store, source, target, replace=False, limits=self.limits, max_copy_bytes=MAX_COPY_BYTES
-        )
+        key = keys.temporary_key(self.inodes.prefix)
+        target = Target(key, source.metadata or {}, source.headers or {}, ANY)
+        etag = await copy_whole(self.store, source, target, self.limits, replace=False)
         with self.changes.journal.transaction():
             self.inodes.settle(source.key, other)
             other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
@@ -312,9 +311,7 @@ class Syncer:
         target = await self._target(inode, key, None)
         source = inode.remote
         assert source is not None
-        etag = await copy_whole(
-            self.store, source, target, replace=True, limits=self.limits, max_copy_bytes=MAX_COPY_BYTES
-        )
+        etag = await copy_whole(self.store, source, target, self.limits, replace=True)
         self._arrived(inode, target, etag, source.size_bytes, version)
 
     def _arrived(self, inode: Inode, target: Target, etag: str, size: int, version: int) -> None:
@@ -331,7 +328,7 @@ class Syncer:
             inode.remote = ObjectInfo(target.key, size, etag, 0, target.metadata, target.headers)
             if before is not None and before.key != target.key:
                 self._orphan(before)
-            if inode.linked and self.inodes.key(inode) == target.key:
+            if inode.linked and self.inodes.object_key(inode) == target.key:
                 self.changes.synced(inode, version)
             else:
                 self.inodes.displace(inode)

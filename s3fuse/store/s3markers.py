@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _RESERVED = ".s3fuse/"
 #: Where sidecars are, from the root of the bucket.
 SIDECARS = f"{_RESERVED}directories/"
-#: The etag of every marker that was made.
-_EMPTY = hashlib.md5(usedforsecurity=False).hexdigest()
+#: The etag by which SeaweedFS shows a directory that has entries, or had, and no marker.
+_UNMADE = f"{hashlib.md5(usedforsecurity=False).hexdigest()}-0"
 
 
 class Objects(Protocol):
@@ -155,11 +155,7 @@ class Markers:
         write_headers(metadata, {}, key)
         if metadata and _too_long(sidecar):
             raise Refused(f"the metadata of {key[:40]}... has no place: the key is too long", key)
-        if condition.etag not in (None, _EMPTY):
-            # A directory that was never made answers HEAD, but If-Match never finds it.
-            await self._require(key, str(condition.etag))
-            condition = ANY
-        etag = await self._plain.put(key, body, metadata={}, headers=headers, condition=condition)
+        etag = await self._put_marker(key, body, headers, condition)
         if metadata:
             await self._plain.put(sidecar, Bytes(b""), metadata=metadata, headers={})
         elif not _too_long(sidecar):
@@ -190,14 +186,20 @@ class Markers:
             condition = ANY
         return await self.put(target, Bytes(b""), metadata=metadata, headers=headers or {}, condition=condition)
 
-    async def _require(self, key: str, etag: str) -> None:
-        """Checks by HEAD which version there is."""
+    async def _put_marker(self, key: str, body: Body, headers: Mapping[str, str], condition: Condition) -> str:
+        """A directory without a marker is none for If-Match and one for If-None-Match: then HEAD tells."""
         try:
-            found: str | None = (await self._plain.head(key)).etag
+            return await self._plain.put(key, body, metadata={}, headers=headers, condition=condition)
+        except PreconditionFailed:
+            if not (condition.absent or condition.etag == _UNMADE) or not await self._unmade(key):
+                raise
+        return await self._plain.put(key, body, metadata={}, headers=headers)
+
+    async def _unmade(self, key: str) -> bool:
+        try:
+            return (await self._plain.head(key)).etag == _UNMADE
         except NotFound:
-            found = None
-        if found != etag:
-            raise PreconditionFailed(f"{key} is version {found or 'none'}", key)
+            return False
 
     async def delete(self, key: str) -> None:
         await self._plain.delete(key)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3fuse import attrs
+from s3fuse.namespace.conflicts import TOKEN
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode
@@ -113,7 +114,8 @@ class AttributeOperations:
         before = inode.xattrs
         inode.xattrs = {**before, text: value}
         try:
-            attrs.encode(inode.attributes(), (inode.remote.metadata if inode.remote is not None else None) or {})
+            kept = (inode.remote.metadata if inode.remote is not None else None) or {}
+            attrs.encode(inode.attributes(), {**kept, TOKEN: "x" * 24})
         except OSError:
             inode.xattrs = before
             raise

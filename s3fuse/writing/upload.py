@@ -32,9 +32,9 @@ PARTS_AT_ONCE = 4
 
 @dataclass(frozen=True)
 class Version:
-    """What to upload: the pieces of the whole file in order, from staging files and from `base`."""
+    """What to upload: the pieces of the whole file in order, from staging files (none: `data` None) and from `base`."""
 
-    data: DirtyFile
+    data: DirtyFile | None
     base: ObjectInfo | None
     size_bytes: int
     pieces: Sequence[Piece]
@@ -68,9 +68,10 @@ class Range:
                 start = end
 
     async def _read(self, piece: Piece) -> Buffer:
+        base, data = self.version.base, self.version.data
         if piece.source != BASE:
-            return self.version.data.read_piece(piece)
-        base = self.version.base
+            assert data is not None
+            return data.read_piece(piece)
         assert base is not None
         buffer = bytearray(piece.stop - piece.start)
         await self.store.get_into(base.key, piece.start, [memoryview(buffer)], etag=base.etag)
@@ -163,11 +164,12 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0])
 
 
-async def copy_whole(
-    store: Store, source: ObjectInfo, target: Target, *, replace: bool, limits: Limits, max_copy_bytes: int
-) -> str:
-    """Server-side copy of an object of any size; `replace` gives it the target's metadata and headers."""
-    if source.size_bytes <= max_copy_bytes:
+async def copy_whole(store: Store, source: ObjectInfo, target: Target, limits: Limits, *, replace: bool) -> str:
+    """Server-side copy of an object of any size; `replace` gives it the target's metadata and headers.
+
+    Without `replace` the target's must be those of the source: one too large for a single copy request gets them.
+    """
+    if source.size_bytes <= limits.max_copy_bytes:
         return await store.copy(
             source.key,
             target.key,
@@ -176,14 +178,6 @@ async def copy_whole(
             headers=target.headers if replace else None,
             condition=target.condition,
         )
-    upload_id = await store.multipart_create(target.key, metadata=target.metadata, headers=target.headers)
-    step = limits.copy_part_bytes
-    parts = []
-    for number, start in enumerate(range(0, source.size_bytes, step), 1):
-        stop = min(start + step, source.size_bytes)
-        parts.append(
-            await store.multipart_copy(
-                target.key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
-            )
-        )
-    return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
+    step, size = limits.copy_part_bytes, source.size_bytes
+    parts = tuple(CopyPart(start, min(start + step, size)) for start in range(0, size, step))
+    return await _multipart(store, Version(None, source, size, ()), target, Multipart(parts))

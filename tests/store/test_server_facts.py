@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from minio.credentials.providers import StaticProvider
 
-from s3fuse.errors import AccessDenied, NoSuchBucket, NotFound, StoreError
-from s3fuse.store.base import Bytes
+from s3fuse.errors import AccessDenied, NoSuchBucket, NotFound, PreconditionFailed, StoreError
+from s3fuse.store.base import Bytes, Condition
 from s3fuse.store.s3 import S3Store
 from s3fuse.store.s3client import Call
 
 if TYPE_CHECKING:
+    from s3fuse.store.s3objects import S3Objects
     from tests.store.conftest import Subject
 
 MARKER = {"mode": "16877", "uid": "33"}
@@ -25,8 +26,14 @@ def kind(request: pytest.FixtureRequest) -> str:
     return kind
 
 
+def objects(subject: Subject) -> S3Objects:
+    """What the server itself does."""
+    assert isinstance(subject.store, S3Store)
+    return subject.store._objects
+
+
 async def marker(subject: Subject, key: str) -> str:
-    return await subject.store.put(
+    return await objects(subject).put(
         key, Bytes(b""), metadata=MARKER, headers={"content-type": "application/x-directory"}
     )
 
@@ -35,10 +42,11 @@ async def test_probe(subject: Subject) -> None:
     found = await subject.store.probe()
     if subject.as_minio:
         assert found.server == "MinIO"
-        assert (found.list_metadata, found.snowball) == (True, True)
+        assert (found.list_metadata, found.snowball, found.marker_metadata) == (True, True, True)
     else:
         assert found.server.startswith("SeaweedFS")
         assert (found.list_metadata, found.snowball, found.notifications) == (False, False, False)
+        assert not found.marker_metadata
     assert (found.conditional_put, found.conditional_multipart) == (True, True)
     assert (await subject.store.list_page("", delimiter="")).objects == ()
     assert (await subject.store.list_page("")).prefixes == ()
@@ -68,8 +76,9 @@ async def test_a_key_can_be_both_object_and_prefix(subject: Subject) -> None:
 
 
 async def test_directory_marker(subject: Subject) -> None:
+    plain = objects(subject)
     etag = await marker(subject, "d/")
-    info = await subject.store.head("d/")
+    info = await plain.head("d/")
     assert (info.size_bytes, info.etag) == (0, etag)
     assert info.headers == {"content-type": "application/x-directory"}
     # SeaweedFS makes a directory of its own of it and drops the metadata.
@@ -77,18 +86,62 @@ async def test_directory_marker(subject: Subject) -> None:
     assert [entry.key for entry in (await subject.store.list_page("d/")).objects] == ["d/"]
     assert (await subject.store.list_page("")).prefixes == ("d/",)
     with pytest.raises(NotFound):
-        await subject.store.head("d")
+        await plain.head("d")
 
 
-async def test_metadata_change_of_a_directory_marker(subject: Subject) -> None:
+async def test_copy_of_a_directory_marker(subject: Subject) -> None:
+    plain = objects(subject)
     etag = await marker(subject, "d/")
-    change = subject.store.copy("d/", "d/", source_etag=etag, metadata={"mode": "1"})
+    for target in ("d/", "e/"):
+        change = plain.copy("d/", target, source_etag=etag, metadata={"mode": "1"})
+        if subject.as_minio:
+            assert await change == etag
+            assert (await plain.head(target)).metadata == {"mode": "1"}
+        else:
+            with pytest.raises(NotFound):
+                await change
+
+
+async def test_tags_of_a_directory_marker(subject: Subject) -> None:
+    store = subject.store
+    assert isinstance(store, S3Store)
+    await store._client.send(Call("put", "PUT", "d/", "", {"x-amz-tagging": "a=1"}, Bytes(b"")))
+    found = await store._client.send(Call("get", "GET", "d/", "tagging="))
+    # If SeaweedFS kept them, metadata of markers would better be there.
+    assert (b"<Value>1</Value>" in found.body) == subject.as_minio
+
+
+async def test_content_type_of_a_directory_marker(subject: Subject) -> None:
+    plain = objects(subject)
+    headers = {"content-type": "application/x-directory; x=" + "v" * 4096}
+    await plain.put("d/", Bytes(b""), metadata={}, headers=headers)
+    assert (await plain.head("d/")).headers == headers
+
+
+async def test_versions_of_a_directory_that_was_never_made(subject: Subject) -> None:
+    await subject.put("d/f")
     if subject.as_minio:
-        assert await change == etag
-        assert (await subject.store.head("d/")).metadata == {"mode": "1"}
-    else:
         with pytest.raises(NotFound):
-            await change
+            await subject.store.head("d/")
+        return
+    etag = (await subject.store.head("d/")).etag
+    assert etag.endswith("-0")
+    condition = Condition(etag=etag)
+    with pytest.raises(PreconditionFailed):
+        await objects(subject).put("d/", Bytes(b""), metadata={}, headers={}, condition=condition)
+    # Then the store looks.
+    await subject.store.put("d/", Bytes(b""), metadata=MARKER, headers={}, condition=condition)
+    assert (await subject.store.head("d/")).metadata == MARKER
+    for condition in (Condition(etag=etag), Condition(absent=True)):
+        with pytest.raises(PreconditionFailed):
+            await subject.store.put("d/", Bytes(b""), metadata={}, headers={}, condition=condition)
+    await subject.put("a/f")
+    await subject.store.put("a/", Bytes(b""), metadata=MARKER, headers={}, condition=Condition(absent=True))
+    assert (await subject.store.head("a/")).metadata == MARKER
+    await subject.put("i/f")
+    etag = (await subject.store.head("i/")).etag
+    await subject.store.copy("i/", "i/", source_etag=etag, metadata=MARKER, condition=Condition(etag=etag))
+    assert (await subject.store.head("i/")).metadata == MARKER
 
 
 async def test_directory_marker_with_content(subject: Subject) -> None:

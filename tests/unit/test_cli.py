@@ -212,6 +212,13 @@ def test_usage(tmp_path: Path, arguments: str, text: str) -> None:
         assert done.stderr.count("\n") == 1
 
 
+def test_a_failed_mount_leaves_no_empty_log(tmp_path: Path) -> None:
+    words = ["mount", "--log-file", "daemon.log", "--endpoint", "http://h:1", "bucket", "mnt"]
+    done = subprocess.run([sys.executable, "-m", "s3fuse", *words], cwd=tmp_path, capture_output=True, timeout=30)
+    assert done.returncode == ExitCode.USAGE
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_is_quick_as_it_loads_nothing_big() -> None:
     big = ("minio", "pyfuse3", "rich", "httptools", "urllib3", "sqlite3")
     code = f"import sys; from s3fuse import cli; print([name for name in {big} if name in sys.modules])"
