@@ -109,7 +109,7 @@ demo: .venv/.for-demo
 	for _ in {1..600}; do [ -s .demo/server/server.env ] || ! { $(demo_server_runs); } || sleep 0.1; done
 	[ -s .demo/server/server.env ] || { echo "the S3 server did not start:" >&2; cat .demo/server.log >&2; exit 1; }
 	. .demo/server/server.env
-	if $(S3FUSE) status "$(MNT)" >/dev/null 2>&1; then
+	if mountpoint -q "$(MNT)" && $(S3FUSE) status "$(MNT)" >/dev/null 2>&1; then
 	    echo "$(MNT) is already mounted"
 	else
 	    mkdir -p "$(MNT)" 2>/dev/null || true  # a dead mount is in the way of mkdir, not of the mount

@@ -6,13 +6,14 @@ then one {"result": {…}} or {"error": text, "exit_code": n}. Beside each socke
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
 import os
 import socket
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -44,6 +45,17 @@ def socket_path(mountpoint: Path) -> Path:
     return runtime_dir() / f"{name}.sock"
 
 
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Nobody else puts a mount into the runtime directory, or clears what a dead one left, meanwhile."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
 # -- the daemon's side
 
 
@@ -64,14 +76,8 @@ async def serve(
     status = folder.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise UserError(f"{folder} must belong to this user with mode 0700; remove it and mount again")
-    with suppress(FileNotFoundError):
-        path.unlink()
-    listener = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    await listener.bind(str(path))
-    listener.listen(16)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(about))
-    part.replace(path.with_suffix(".json"))  # whole from the start: `mounts` removes what it cannot read
+    listener = trio.socket.from_stdlib_socket(_listen(path, about))
+    ours = path.stat().st_ino
     task_status.started()
     try:
         async with trio.open_nursery() as answering, trio.open_nursery() as listening:
@@ -86,9 +92,21 @@ async def serve(
             await stopping.wait()
             listening.cancel_scope.cancel()
     finally:
-        for left in (path, path.with_suffix(".json")):
-            with suppress(FileNotFoundError):
-                left.unlink()
+        with _locked(folder), suppress(FileNotFoundError):
+            if path.stat().st_ino == ours:  # else another mount has taken the mountpoint while we drained
+                path.unlink()
+                path.with_suffix(".json").unlink()
+
+
+def _listen(path: Path, about: dict[str, Any]) -> socket.socket:
+    """Takes the place of a dead daemon's socket, if there is one, and says whose it is now."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with _locked(path.parent):
+        path.unlink(missing_ok=True)
+        listener.bind(str(path))
+        listener.listen(16)
+        path.with_suffix(".json").write_text(json.dumps(about))
+    return listener
 
 
 async def _answer(stream: trio.SocketStream, *, handlers: Mapping[str, Handler]) -> None:
@@ -190,18 +208,38 @@ def _lines(client: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def mounts() -> list[dict[str, Any]]:
-    """What the JSON files in the runtime directory say of mounts whose daemon is alive; leftovers are removed."""
+    """What the JSON files in the runtime directory say of mounts whose daemon listens; leftovers are removed."""
+    folder = runtime_dir()
+    if not any(folder.glob("*.json")):
+        return []
     found = []
-    for path in sorted(runtime_dir().glob("*.json")) if runtime_dir().is_dir() else []:
-        try:
-            about = json.loads(path.read_text())
-            os.kill(int(about["pid"]), 0)
-        except (ProcessLookupError, ValueError, KeyError, TypeError, FileNotFoundError):
-            for left in (path, path.with_suffix(".sock")):
-                with suppress(FileNotFoundError):
-                    left.unlink()
-        except PermissionError:
-            continue
-        else:
-            found.append(about)
+    with _locked(folder):
+        for path in sorted(folder.glob("*.json")):
+            about = _about(path)
+            if about is not None and _listens(path.with_suffix(".sock")):
+                found.append(about)
+            else:
+                path.unlink(missing_ok=True)
+                path.with_suffix(".sock").unlink(missing_ok=True)
     return found
+
+
+def _about(path: Path) -> dict[str, Any] | None:
+    try:
+        about = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return about if isinstance(about, dict) and {"mountpoint", "pid"} <= about.keys() else None
+
+
+def _listens(path: Path) -> bool:
+    """Whether a daemon has the socket. Its pid says less: a killed one's stays where nobody reaps it."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.setblocking(False)
+        try:
+            client.connect(str(path))
+        except BlockingIOError:  # it has no time to answer now
+            return True
+        except OSError:
+            return False
+        return True

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import configparser
 import json
+import logging
 import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from minio.credentials.credentials import Credentials
 from minio.credentials.providers import IamAwsProvider, Provider
@@ -20,15 +23,23 @@ from s3fuse.config import mc_aliases, usage
 from s3fuse.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from s3fuse.config import MountConfig
+
+log = logging.getLogger(__name__)
 
 ENDPOINTS = ("MINIO_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 KEY_PAIRS = (
     ("MINIO_ACCESS_KEY", "MINIO_SECRET_KEY", ""),
     ("MINIO_ROOT_USER", "MINIO_ROOT_PASSWORD", ""),
     ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+)
+#: Variables that say that the place we run in has a role.
+ROLES = (
+    "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
 
 
@@ -76,23 +87,61 @@ def resolve(config: MountConfig) -> Server:
     """Finds endpoint, region and keys. Raises UserError that says where it looked."""
     alias = mc_aliases().get(config.alias or "", {})
     profile = _profile(config.profile or os.environ.get("AWS_PROFILE"))
-    endpoint = config.endpoint or alias.get("url") or next(filter(None, map(_variable, ENDPOINTS)), None)
-    endpoint = endpoint or profile.get("endpoint_url")
+    source, endpoint = next(_endpoints(config, alias, profile), ("", ""))
     if not endpoint:
         raise UserError(
             f"no server is named; give --endpoint http://HOST:PORT, set {' or '.join(ENDPOINTS)}, or use an mc alias",
             ExitCode.USAGE,
         )
-    endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
-    if not endpoint.startswith(("http://", "https://")):
-        raise usage("--endpoint", endpoint, "http://HOST:PORT or https://HOST:PORT")
+    endpoint = _checked(source, endpoint)
     region = config.region or _variable("AWS_REGION") or _variable("AWS_DEFAULT_REGION") or profile.get("region")
-    return Server(endpoint.rstrip("/"), region or "us-east-1", _provider(config, alias))
+    return Server(endpoint, region or "us-east-1", _provider(config, alias, endpoint))
 
 
-def _provider(config: MountConfig, alias: dict[str, str]) -> Provider:
+def _endpoints(config: MountConfig, alias: dict[str, str], profile: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """The servers that are named, the one to use first: what names it, and its URL."""
+    places = [("--endpoint", config.endpoint), (f"url of the mc alias {config.alias}", alias.get("url"))]
+    for source, text in places:
+        if text:
+            yield source, text
+    for name in ENDPOINTS:
+        if text := _variable(name):
+            yield name, text
+    if text := profile.get("endpoint_url"):
+        yield "endpoint_url of the AWS profile", text
+
+
+def _checked(source: str, text: str) -> str:
+    """The endpoint as SCHEME://HOST[:PORT]. Raises UserError, which never shows a password in it."""
+    if "@" in text:
+        raise UserError(
+            f"{source} has a user or a password in it; give the keys by MINIO_ACCESS_KEY and MINIO_SECRET_KEY or "
+            "--credentials-file, and the server as http://HOST:PORT",
+            ExitCode.USAGE,
+        )
+    full = text if "://" in text else f"http://{text}"
+    try:
+        url = urlsplit(full)
+        wrong = url.port == 0 or not url.hostname or bool(url.path.strip("/") or url.query or url.fragment)
+    except ValueError:
+        wrong = True
+    if wrong or url.scheme not in ("http", "https"):
+        raise usage(source, text, "http://HOST:PORT or https://HOST:PORT")
+    return f"{url.scheme}://{url.netloc}"
+
+
+def _warn_if_open(path: Path) -> None:
+    try:
+        if path.stat().st_mode & stat.S_IROTH:
+            log.warning("every user of this host can read the keys in %s; make it private: chmod 600 %s", path, path)
+    except OSError:
+        return  # the error of reading it says more
+
+
+def _provider(config: MountConfig, alias: dict[str, str], endpoint: str) -> Provider:
     if config.credentials_file is not None:
         path = config.credentials_file
+        _warn_if_open(path)
         return FileProvider([path], lambda: read_keys(path, config.profile))
     if alias:
         name = config.alias or ""
@@ -108,14 +157,24 @@ def _provider(config: MountConfig, alias: dict[str, str]) -> Provider:
         return FileProvider([path], lambda: read_keys(path, config.profile or os.environ.get("AWS_PROFILE")))
     if config.profile is not None:
         raise UserError(f"--profile {config.profile}: {path} does not exist", ExitCode.USAGE)
-    if os.environ.get("AWS_WEB_IDENTITY_TOKEN_FILE") or os.environ.get("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI"):
-        return IamAwsProvider()
+    if role := _role(endpoint):
+        return role
     raise UserError(
         "no keys were found; looked for --credentials-file, an mc alias, "
         + ", ".join(f"{access}/{secret}" for access, secret, _ in KEY_PAIRS)
-        + f" (each also as …_FILE) and {path}",
+        + f" (each also as …_FILE), {path} and {', '.join(ROLES)}",
         ExitCode.USAGE,
     )
+
+
+def _role(endpoint: str) -> Provider | None:
+    """What asks for the keys of the role that the place we run in has, if it has one."""
+    on_aws = (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    if os.environ.get(ROLES[0]):
+        # A MinIO server gives its keys for a web identity itself, at its own address.
+        return IamAwsProvider(custom_endpoint=os.environ.get("AWS_ENDPOINT_URL_STS") or (None if on_aws else endpoint))
+    # Outside AWS the address of the instances' role service leads nowhere, and asking it takes long.
+    return IamAwsProvider() if on_aws or any(map(os.environ.get, ROLES)) else None
 
 
 def _variable(name: str) -> str | None:

@@ -94,6 +94,13 @@ def is_dead(mountpoint: Path) -> bool:
     return mount_entry(mountpoint) is not None and _stat_errno(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
+def dead_mounts() -> list[MountEntry]:
+    """The s3fuse mounts whose daemon is gone, as far as this user may look."""
+    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    ours = {entry.mountpoint: entry for entry in parse_mountinfo(text) if entry.fstype == FSTYPE}
+    return [entry for entry in ours.values() if is_dead(Path(entry.mountpoint))]
+
+
 def check_mountpoint(mountpoint: Path, *, nonempty: bool) -> None:
     """Returns when a mount can be made there; a dead s3fuse mount is detached first.
 

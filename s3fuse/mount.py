@@ -21,7 +21,7 @@ import pyfuse3
 import trio
 
 from s3fuse import attrs, control, credentials, kernel
-from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, UserError
+from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
 from s3fuse.fuse.adapter import Adapter
 from s3fuse.fuse.wait import quick_device
 from s3fuse.namespace.changes import Changes
@@ -108,6 +108,10 @@ async def _check_bucket(config: MountConfig, store: S3Store, endpoint: str) -> C
         ) from None
     except AccessDenied as error:
         raise UserError(f"{endpoint} refuses these credentials: {error}", ExitCode.REFUSED) from None
+    except Unavailable as error:
+        raise UserError(
+            f"{endpoint} cannot be reached; check --endpoint and that the server is running ({error})", ExitCode.REFUSED
+        ) from None
     except StoreError as error:
         raise UserError(f"bucket {config.bucket!r} at {endpoint} cannot be used: {error}", ExitCode.REFUSED) from None
 

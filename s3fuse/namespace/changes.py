@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.journal import NodeRow, encode_map, encode_xattrs
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class Changes:
 
     def removed(self, inode: Inode) -> None:
         """The name is gone: what is staged is dropped once nobody has it open, and the object is deleted."""
+        if inode.listing is not None and inode.remote is None and not inode.listing.is_ours_alone:
+            # Some servers keep a prefix that was never made as a directory: deleting its marker ends it.
+            inode.remote = ObjectInfo(self.inodes.object_key(inode), 0, "", 0)
         self.inodes.displace(inode)
         self.inodes.unlink(inode)
         if inode.remote is not None or inode.number in self.in_flight:

@@ -29,7 +29,7 @@ ROOT = 1
 class Listing:
     """What is known of a directory's names beyond `Inode.children`. Times are `time.monotonic()` seconds."""
 
-    __slots__ = ("absent", "complete", "loading", "pages", "probes", "valid_until")
+    __slots__ = ("absent", "complete", "pages", "probes", "valid_until")
 
     def __init__(self) -> None:
         self.complete = False  # children held every name at the last listing
@@ -37,7 +37,15 @@ class Listing:
         self.pages = 1  # how many pages a full listing is thought to take
         self.probes = 0  # single names asked since the last listing
         self.absent: dict[str, float] = {}  # name -> until when it is known not to be there
-        self.loading = False
+
+    @property
+    def is_ours_alone(self) -> bool:
+        """Nothing of this directory has been in the bucket yet, so nobody else can have put anything into it."""
+        return self.valid_until == float("inf")
+
+    def in_bucket(self, valid_until: float) -> None:
+        """Something of it is there now."""
+        self.valid_until = min(self.valid_until, valid_until)
 
 
 class Inode:
@@ -266,6 +274,11 @@ class Inodes:
             return True
         del self._left[key]
         return False
+
+    def with_more_below(self, keys_to_delete: list[str]) -> set[str]:
+        """Those of the keys that are directories with objects on their way out that are not among the keys."""
+        below = Counter(above for key in keys_to_delete for above in _ancestors(key))
+        return {key for key in keys_to_delete if key.endswith("/") and self._displaced_below[key] > below[key]}
 
     def note_deleted(self, key: str) -> None:
         self.deleted_at[key] = time.monotonic()

@@ -169,7 +169,15 @@ class Syncer:
                     self._forget_object(inode)
         if not ready:  # still open somewhere: queued again by the last close
             return
+        # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
+        ready.sort(key=lambda inode: inode.remote.key if inode.remote is not None else "", reverse=True)
+        early = self.inodes.with_more_below([inode.remote.key for inode in ready if inode.remote is not None])
+        for inode in [inode for inode in ready if inode.remote is not None and inode.remote.key in early]:
+            ready.remove(inode)
+            self.changes.queue(inode, BEHIND_S)
         gone = [inode.remote.key for inode in ready if inode.remote is not None]
+        if not gone:
+            return
         failed: dict[str, str] = {}
         if len(gone) == 1:
             await self.store.delete(gone[0])
@@ -335,8 +343,9 @@ class Syncer:
                 self.changes.record(inode)
                 self.changes.queue(inode)
         inode.valid_until = time.monotonic() + self.directories.ttl_s
-        if inode.listing is not None and before is None:  # until now nobody else could have put names into it
-            inode.listing.valid_until = min(inode.listing.valid_until, inode.valid_until)
+        for directory in (inode, inode.parent):
+            if directory is not None and directory.listing is not None and directory.listing.is_ours_alone:
+                directory.listing.in_bucket(inode.valid_until)
         if inode.data is not None and not inode.data.layers and not inode.opens:
             inode.data.close()
             inode.data = None

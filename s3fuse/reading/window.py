@@ -50,10 +50,11 @@ class Window:
             if end > self._frontier:
                 self._window_bytes = min(self._window_bytes * 2 or INITIAL_BYTES, self._max_bytes)
                 self._frontier = end
-            # The window moves in quarters, so that a long stream makes few and large requests.
-            quantum = max(self._window_bytes // 4 // block, 1) * block
-            ahead = self._frontier + self._window_bytes
-            stop = max(stop, ahead - ahead % quantum)
+            if self._window_bytes:
+                # The window moves in quarters, so that a long stream makes few and large requests.
+                quantum = max(self._window_bytes // 4 // block, 1) * block
+                ahead = self._frontier + self._window_bytes
+                stop = max(stop, ahead - ahead % quantum)
         else:
             self._window_bytes = 0
             self._frontier = end

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _RESERVED = ".s3fuse/"
 #: Where sidecars are, from the root of the bucket.
 SIDECARS = f"{_RESERVED}directories/"
+_WITHOUT = (SIDECARS, f"{_RESERVED}probe-")
 #: The etag by which SeaweedFS shows a directory that has entries, or had, and no marker.
 _UNMADE = f"{hashlib.md5(usedforsecurity=False).hexdigest()}-0"
 
@@ -103,11 +104,11 @@ class Routed:
 
 
 def sidecar_key(key: str) -> str | None:
-    """Where the metadata of a marker is kept; None for other keys and for what is s3fuse's own.
+    """Where the metadata of a marker is kept; None for other keys, sidecars and what the probe makes.
 
     A sidecar's key may be longer than S3 allows; then its marker can have no metadata.
     """
-    if not key.endswith("/") or key.startswith(_RESERVED):
+    if not key.endswith("/") or key == _RESERVED or key.startswith(_WITHOUT):
         return None
     return SIDECARS + key[:-1]
 

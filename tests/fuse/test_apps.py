@@ -142,7 +142,7 @@ def test_vim(minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket
     bucket.put("notes.txt", b"first\nsecond\n")
     mount = mounts.new(minio_server, bucket=bucket.name)
     for number in range(3):
-        words = ["-Nu", "NONE", "-es", "-c", "set backup writebackup", "-c", f"normal Goline {number}", "-c", "wq"]
+        words = ["-Nu", "NONE", "-es", "-c", "set backup writebackup backupskip=", "-c", f"normal Goline {number}", "-c", "wq"]
         run("vim", *words, mount.path / "notes.txt", env=free_environment(TERM="dumb", HOME=str(mount.path.parent)))
     expected = b"first\nsecond\nline 0\nline 1\nline 2\n"
     assert (mount.path / "notes.txt").read_bytes() == expected

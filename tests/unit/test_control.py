@@ -7,9 +7,7 @@ import logging
 import os
 import socket
 import stat
-import subprocess
-import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,6 +211,18 @@ async def test_a_killed_daemons_socket_is_replaced(runtime: Path) -> None:
         assert await ask("echo") == {"verb": "echo"}
 
 
+async def test_a_daemon_that_drains_leaves_the_next_ones_socket_alone(runtime: Path) -> None:
+    async with served(old=echo) as stopping, trio.open_nursery() as nursery:
+        later = trio.Event()
+        await nursery.start(control.serve, MOUNTPOINT, {**ABOUT, "bucket": "next"}, {"new": echo}, later)
+        stopping.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert await ask("new") == {"verb": "new"}
+        assert control.mounts() == [{**ABOUT, "bucket": "next"}]
+        later.set()
+    assert names(runtime) == set()
+
+
 async def test_a_directory_that_others_can_write_is_refused(runtime: Path) -> None:
     make(runtime, 0o770)
     with pytest.raises(UserError, match=f"{runtime} must belong to this user with mode 0700"):
@@ -258,21 +268,28 @@ def test_no_mounts() -> None:
 
 
 def test_what_dead_daemons_left_is_removed(runtime: Path) -> None:
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
     make(runtime)
-    alive = {"mountpoint": "/mnt/alive", "pid": os.getpid()}
-    for name, text in (
-        ("alive", json.dumps(alive)),
-        ("dead", json.dumps({"mountpoint": "/mnt/dead", "pid": ended.pid})),
-        ("half", '{"pid": '),
-        ("list", "[]"),
-        ("other", "{}"),
-    ):
-        (runtime / f"{name}.json").write_text(text)
-        (runtime / f"{name}.sock").touch()
-    assert control.mounts() == [alive]
-    assert sorted(path.name for path in runtime.iterdir()) == ["alive.json", "alive.sock"]
+    with ExitStack() as stack:
+        for name, text in (
+            ("alive", json.dumps(ABOUT)),
+            ("busy", json.dumps(ABOUT)),
+            ("half", '{"pid": '),
+            ("list", "[]"),
+            ("other", "{}"),
+        ):
+            (runtime / f"{name}.json").write_text(text)
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(runtime / f"{name}.sock"))
+            listener.listen(0)
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(str(runtime / "busy.sock"))  # and its queue is full
+        # A zombie keeps its pid, so ours may stand for a killed daemon's.
+        (runtime / "dead.json").write_text(json.dumps(ABOUT))
+        with socket.socket(socket.AF_UNIX) as left:
+            left.bind(str(runtime / "dead.sock"))
+        (runtime / "bare.json").write_text(json.dumps(ABOUT))
+        assert control.mounts() == [ABOUT, ABOUT]
+        assert sorted(path.name for path in runtime.iterdir()) == ["alive.json", "alive.sock", "busy.json", "busy.sock"]
 
 
 @pytest.mark.parametrize(
