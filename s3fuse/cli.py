@@ -16,58 +16,16 @@ import click
 
 from s3fuse import __version__, config, control, daemon, kernel
 from s3fuse.errors import ExitCode, UserError
+from s3fuse.options import FilePath, GroupedCommand, Mode, Mountpoint, Seconds, Size, default_umask, from_fstab, grouped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
-class Size(click.ParamType[int]):
-    """64MiB, 10GB or a number of bytes."""
-
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return value if isinstance(value, int) else config.parse_size(_named(param), value)
-
-
-class Seconds(click.ParamType[float]):
-    """30s, 5m or a number of seconds."""
-
-    name = "time"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        return value if isinstance(value, float) else config.parse_time(_named(param), value)
-
-
-class Mode(click.ParamType[int]):
-    """An octal mode such as 0644."""
-
-    name = "mode"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        return value if isinstance(value, int) else config.parse_mode(_named(param), value)
-
-
-class FilePath(click.ParamType[Path]):
-    """A path made absolute, since the daemon's directory is /. Symlinks stay: a secret is rotated by changing one."""
-
-    name = "path"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return Path(os.path.abspath(value))
-
-
-class Mountpoint(click.ParamType[Path]):
-    """A directory by the name that the kernel's list of mounts has for it."""
-
-    name = "mountpoint"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        return kernel.absolute(Path(value))
-
-
-def _named(param: click.Parameter | None) -> str:
-    return param.opts[0] if param is not None else "value"
+WHERE = click.Choice(["local", "upload"])
+#: What to do about a dead daemon's mount.
+DEAD = "mount the bucket there again, which uploads what waits, or end it with s3fuse umount"
+LEVELS = click.Choice(["debug", "info", "warning", "error"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -76,89 +34,49 @@ def cli() -> None:
     """An S3 bucket as a POSIX directory."""
 
 
-#: What mount(8) passes on from fstab, or leaves in it for itself.
-_MOUNT_WORDS = ("ro", "rw", "auto", "noauto", "user", "nofail", "-netdev", "defaults", "dev", "suid", "exec")
+server_option = grouped("Server and keys")
+bucket_option = grouped("Meaning of calls")
+limit_option = grouped("Local state and limits")
+look_option = grouped("How it looks")
+run_option = grouped("Running it")
 
 
-def _from_fstab(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
-    """`-o a,b=c`: each name is an option of this command without its dashes; mount(8)'s own words are skipped."""
-    ours = {opt.lstrip("-"): p for p in ctx.command.params for opt in p.opts if opt.startswith("--")}
-    for word in (word for value in values for word in value.split(",") if word):
-        name, has_value, value = word.partition("=")
-        name = name.replace("_", "-")
-        if not has_value and name in _MOUNT_WORDS:
-            if name == "ro":
-                ctx.params["read_only"] = True
-            continue
-        option = ours.get(name)
-        if option is None or option.name is None or name == "help":
-            raise UserError(f"-o {name}: there is no such option; see s3fuse mount --help", ExitCode.USAGE)
-        flag = isinstance(option, click.Option) and option.is_flag
-        if flag == bool(has_value):
-            raise UserError(f"-o {name} {'takes no value' if flag else 'needs a value'}", ExitCode.USAGE)
-        ctx.params[option.name] = True if flag else option.type_cast_value(ctx, value)
-
-
-def _default_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-@cli.command()
+@cli.command(cls=GroupedCommand)
 @click.argument("bucket", metavar="[ALIAS/]BUCKET[/PREFIX]")
 @click.argument("mountpoint", type=Mountpoint())
-@click.option("--endpoint", metavar="URL", help="S3 server, e.g. http://127.0.0.1:9000.")
-@click.option("--region", help="Region to sign for (us-east-1).")
-@click.option("--profile", help="Section of the AWS credentials file.")
-@click.option("--credentials-file", type=FilePath(), help="File with the keys; read again when it changes.")
-@click.option("--ca-file", type=FilePath(), help="Certificate authority of the server.")
-@click.option("--create-bucket", is_flag=True, help="Make the bucket if it does not exist.")
-@click.option("--cache-dir", type=FilePath(), help="Where the journal and staged files are kept.")
-@click.option("--memory", type=Size(), default="256MiB", show_default=True, help="Most memory for cached blocks.")
-@click.option(
-    "--dirty-size", type=Size(), default="4GiB", show_default=True, help="Most staged bytes before writers wait."
-)
-@click.option("--max-requests", type=int, default=32, show_default=True, help="Most S3 requests at once.")
-@click.option(
-    "--close", type=click.Choice(["local", "upload"]), default="local", show_default=True, help="When close(2) returns."
-)
-@click.option(
-    "--fsync",
-    type=click.Choice(["upload", "local"]),
-    default="upload",
-    show_default=True,
-    help="When fsync(2) returns.",
-)
-@click.option(
-    "--drain-timeout", type=Seconds(), default="5m", show_default=True, help="Longest wait for uploads at the end."
-)
-@click.option(
-    "--attr-ttl", type=Seconds(), default="1s", show_default=True, help="How old what is known of the bucket may be."
-)
-@click.option("--read-only", is_flag=True, help="Refuse every change.")
-@click.option("--uid", type=int, default=os.geteuid, help="Owner of objects without metadata.")
-@click.option("--gid", type=int, default=os.getegid, help="Group of objects without metadata.")
-@click.option("--umask", type=Mode(), default=_default_umask, help="Bits to clear in the default modes.")
-@click.option("--file-mode", type=Mode(), default="0666", help="Mode of files without metadata, before --umask.")
-@click.option("--dir-mode", type=Mode(), default="0777", help="Mode of directories without metadata, before --umask.")
-@click.option(
-    "--allow-other/--no-allow-other", default=lambda: os.geteuid() == 0, help="Let other users in (root: on)."
-)
-@click.option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
-@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("--log-file", type=FilePath(), help="Where the daemon writes its log.")
-@click.option(
-    "--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info", show_default=True
-)
-@click.option(
+@server_option("--endpoint", metavar="URL", help="S3 server, e.g. http://127.0.0.1:9000.")
+@server_option("--region", help="Region to sign for (us-east-1).")
+@server_option("--profile", help="Section of the AWS credentials file.")
+@server_option("--credentials-file", type=FilePath(), help="File with the keys; read again when it changes.")
+@server_option("--ca-file", type=FilePath(), help="Certificate authority of the server.")
+@server_option("--create-bucket", is_flag=True, help="Make the bucket if it does not exist.")
+@limit_option("--cache-dir", type=FilePath(), help="Where the journal and staged files are kept.")
+@limit_option("--memory", type=Size(), default="256MiB", show_default=True, help="Most memory for cached blocks.")
+@limit_option("--dirty-size", type=Size(), default="4GiB", show_default=True, help="Most staged bytes; writers wait.")
+@limit_option("--max-requests", type=int, default=32, show_default=True, help="Most S3 requests at once.")
+@bucket_option("--close", type=WHERE, default="local", show_default=True, help="Where data is when close(2) returns.")
+@bucket_option("--fsync", type=WHERE, default="upload", show_default=True, help="Where data is when fsync(2) returns.")
+@bucket_option("--attr-ttl", type=Seconds(), default="1s", show_default=True, help="How old attributes may be.")
+@bucket_option("--drain-timeout", type=Seconds(), default="5m", show_default=True, help="Longest wait when unmounting.")
+@bucket_option("--read-only", is_flag=True, help="Refuse every change.")
+@look_option("--uid", type=int, default=os.geteuid, help="Owner of objects without metadata.")
+@look_option("--gid", type=int, default=os.getegid, help="Group of objects without metadata.")
+@look_option("--umask", type=Mode(), default=default_umask, help="Bits to clear in the default modes.")
+@look_option("--file-mode", type=Mode(), default="0666", help="Mode of files without metadata, before --umask.")
+@look_option("--dir-mode", type=Mode(), default="0777", help="Mode of directories without metadata, before --umask.")
+@look_option("--allow-other/--no-allow-other", default=lambda: os.geteuid() == 0, help="Let others in (root: on).")
+@run_option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
+@run_option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@run_option("--log-file", type=FilePath(), help="Where the daemon writes its log.")
+@run_option("--log-level", type=LEVELS, default="info", show_default=True, help="What the log holds.")
+@run_option(
     "-o",
     "fstab",
     multiple=True,
     expose_value=False,
-    callback=_from_fstab,
+    callback=from_fstab,
     metavar="a,b=c",
-    help="Options in fstab form.",
+    help="Any of these options, in fstab's form.",
 )
 def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> None:
     """Mount a bucket; returns when the mount answers."""
@@ -214,7 +132,16 @@ def _progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 
 def _not_mounted(mountpoint: Path) -> UserError:
-    return UserError(f"{mountpoint} is not mounted by s3fuse; see s3fuse status")
+    """Why nobody has the control socket of this mountpoint."""
+    entry = kernel.mount_entry(mountpoint)
+    if entry is None or entry.fstype != kernel.FSTYPE:
+        return UserError(f"{mountpoint} is not mounted by s3fuse; see s3fuse status")
+    if kernel.is_dead(mountpoint):
+        return UserError(f"the daemon of {mountpoint} is dead; {DEAD}")
+    return UserError(
+        f"the daemon of {mountpoint} is not to be found in {control.runtime_dir()}; if another user mounted it, ask as "
+        f"that user, else end it with: umount {mountpoint}"
+    )
 
 
 def _no_answer(mountpoint: Path) -> UserError:
@@ -239,8 +166,11 @@ def umount(mountpoint: Path, drain_timeout: float | None) -> None:
             )
     except TimeoutError:
         raise _no_answer(mountpoint) from None
-    except OSError as error:
-        raise _detached(mountpoint, gone=isinstance(error, FileNotFoundError | ConnectionRefusedError)) from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        mounted = kernel.mount_entry(mountpoint) is not None
+        raise (_detached if mounted else _not_mounted)(mountpoint) from None
+    except OSError:  # it ended while it was asked
+        raise _detached(mountpoint) from None
     _wait_for_end(pid)
     if result["pending"]:
         click.echo(f"s3fuse: {mountpoint} is unmounted, but these wait in the journal for the next mount:", err=True)
@@ -248,13 +178,12 @@ def umount(mountpoint: Path, drain_timeout: float | None) -> None:
         sys.exit(ExitCode.PENDING)
 
 
-def _detached(mountpoint: Path, *, gone: bool) -> UserError:
-    """Detaches the mount of a dead daemon, which was `gone` before it was asked or ended while it was."""
+def _detached(mountpoint: Path) -> UserError:
+    """Detaches the mount of a dead daemon, and says what became of it. A living daemon's stays."""
     entry = kernel.mount_entry(mountpoint)
-    if entry is None or entry.fstype != kernel.FSTYPE:
-        if gone:
+    if entry is not None:
+        if entry.fstype != kernel.FSTYPE or not kernel.is_dead(mountpoint):
             return _not_mounted(mountpoint)
-    else:
         try:
             kernel.unmount(mountpoint, lazy=True)
         except OSError as error:
@@ -302,14 +231,7 @@ def flush(mountpoint: Path) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 def status(mountpoint: Path | None, as_json: bool) -> None:
     """Show mounts, what waits for upload, and what the server can do."""
-    wanted = str(mountpoint) if mountpoint else None
-    found = []
-    for about in control.mounts():
-        if wanted is None or about["mountpoint"] == wanted:
-            try:
-                found.append(control.request(Path(about["mountpoint"]), "status"))
-            except OSError as error:
-                found.append({**about, "state": f"no answer: {error}"})
+    found = _statuses(mountpoint)
     if mountpoint and not found:
         raise _not_mounted(mountpoint)
     if as_json:
@@ -318,6 +240,26 @@ def status(mountpoint: Path | None, as_json: bool) -> None:
         from s3fuse.report import show_status
 
         show_status(found)
+    if mountpoint and "pending" not in found[0]:
+        sys.exit(ExitCode.FAILED)
+
+
+def _statuses(mountpoint: Path | None) -> list[dict[str, Any]]:
+    """What the daemons say of their mounts (or of this one alone); without "pending" where there is no answer."""
+    found = []
+    for about in control.mounts():
+        if mountpoint is None or about["mountpoint"] == str(mountpoint):
+            try:
+                found.append(control.request(Path(about["mountpoint"]), "status"))
+            except OSError as error:
+                found.append({**about, "state": f"no answer: {error}"})
+    known = {about["mountpoint"] for about in found}
+    for entry in kernel.dead_mounts() if mountpoint is None or not found else ():
+        if entry.mountpoint not in known and (mountpoint is None or entry.mountpoint == str(mountpoint)):
+            bucket, _, prefix = entry.source.removeprefix("s3fuse#").partition("/")
+            about = {"mountpoint": entry.mountpoint, "pid": None, "bucket": bucket, "prefix": prefix and f"{prefix}/"}
+            found.append({**about, "endpoint": None, "state": f"dead; {DEAD}"})
+    return found
 
 
 @cli.command()

@@ -23,9 +23,10 @@ def show_status(mounts: list[dict[str, Any]]) -> None:
 
 
 def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
+    bucket, state = f"{mount['bucket']}/{mount['prefix']}", mount["state"]
     facts = [
-        ("bucket", f"{mount['bucket']}/{mount['prefix']} at {mount['endpoint']}"),
-        ("state", f"{mount['state']}, pid {mount['pid']}"),
+        ("bucket", f"{bucket} at {mount['endpoint']}" if mount["endpoint"] else bucket),
+        ("state", f"{state}, pid {mount['pid']}" if mount["pid"] else state),
     ]
     if "pending" not in mount:
         return facts

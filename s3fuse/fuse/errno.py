@@ -31,6 +31,11 @@ ERRNO: dict[type[errors.StoreError], int] = {
 Answer = TypeVar("Answer")
 
 
+def errno_of(error: errors.StoreError) -> int:
+    """The errno of the nearest class that `ERRNO` names; stores may have classes of their own below those."""
+    return next(ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO)
+
+
 def answers(operation: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[..., Coroutine[Any, Any, Answer]]:
     """Makes an operation raise only `pyfuse3.FUSEError`: anything else would end the mount.
 
@@ -46,7 +51,7 @@ def answers(operation: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[.
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
         except errors.StoreError as error:
             log.info("%s: %s", operation.__name__, error)
-            raise pyfuse3.FUSEError(ERRNO[type(error)]) from None
+            raise pyfuse3.FUSEError(errno_of(error)) from None
         except pyfuse3.FUSEError:
             raise
         except Exception:

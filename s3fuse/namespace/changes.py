@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import secrets
+import stat
 import time
 from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
 
+from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.journal import NodeRow, encode_map, encode_xattrs
 
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.writing.journal import Journal
 
+#: User metadata that tells an operation of ours, whose answer was lost, from somebody else's.
+TOKEN = "s3fuse-write"
 QUIET_S = 0.1
 SETTLE_S = 1.0
 
@@ -32,6 +37,7 @@ class Changes:
 
     def __init__(self, inodes: Inodes, journal: Journal) -> None:
         self.inodes = inodes
+        self._session = secrets.token_hex(6)
         self.journal = journal
         self.dirty: dict[int, Inode] = {}
         #: What `syncer` is bringing to the bucket at this moment, with the keys that it holds for that.
@@ -47,6 +53,7 @@ class Changes:
     def record(self, inode: Inode) -> None:
         """Journals the inode as it is now and counts it as changed."""
         inode.version += 1
+        inode.token = inode.token or f"{self._session}.{inode.number}"
         self.dirty[inode.number] = inode
         self.journal.put_node(self.row(inode))
 
@@ -58,27 +65,64 @@ class Changes:
 
     def removed(self, inode: Inode) -> None:
         """The name is gone: what is staged is dropped once nobody has it open, and the object is deleted."""
+        key = self.inodes.object_key(inode)
         if inode.listing is not None and inode.remote is None and not inode.listing.is_ours_alone:
             # Some servers keep a prefix that was never made as a directory: deleting its marker ends it.
-            inode.remote = ObjectInfo(self.inodes.object_key(inode), 0, "", 0)
+            inode.remote = ObjectInfo(key, 0, "", 0)
         self.inodes.displace(inode)
         self.inodes.unlink(inode)
+        self._doubt(inode)
         if inode.remote is not None or inode.number in self.in_flight:
             self.changed(inode)
-            return
-        self.synced(inode, inode.version)
-        if inode.data is not None and not inode.opens:
-            inode.data.discard()
-        self.inodes.drop_if_unused(inode)
+            self._notify(inode)
+        else:
+            self.synced(inode, inode.version)
+            if inode.data is not None and not inode.opens:
+                inode.data.discard()
+            self.inodes.drop_if_unused(inode)
+        self._hand_back(key)
 
     def moved(self, inode: Inode, parent: Inode, name: str) -> None:
         """The inode (of a directory: with all below it) has another name from now on."""
         with self.journal.transaction():
+            left = [self.inodes.object_key(step) for step in self.inodes.walk(inode)]
             self.inodes.move(inode, parent, name)
             for step in self.inodes.walk(inode):
                 if step.remote is not None or step.dirty:
                     self.inodes.displace(step)
+                    self._doubt(step)
                     self.changed(step)
+        for key in left:
+            self._hand_back(key)
+
+    def _hand_back(self, key: str) -> None:
+        """A name was given up: an older object at its key, kept until the name's new one came, goes after all."""
+        older = self.inodes.displaced.get(key)
+        if older is not None and not older.linked:
+            self.queue(older)
+
+    def _doubt(self, inode: Inode) -> None:
+        """An operation that failed may have written a key that the inode no longer wants: whatever it did is undone."""
+        if inode.maybe_at is not None and inode.number not in self.in_flight:
+            self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: self.token(inode)}, {}))
+            inode.maybe_at = None
+
+    @staticmethod
+    def token(inode: Inode) -> str:
+        """What the object carries that the next operation on the inode writes."""
+        return inode.data.tokens[0] if inode.data is not None and inode.data.layers else inode.token
+
+    def orphan(self, remote: ObjectInfo) -> None:
+        """Gives an object that nobody wants any more to an inode without a name, so that it is hidden and deleted.
+
+        Without an etag it is deleted only if it carries the token in `remote.metadata`.
+        """
+        inode = self.inodes.add_orphan(Attributes(stat.S_IFREG, 0, 0, 0, 0, 0))
+        inode.remote = remote
+        if remote.key not in self.inodes.displaced:
+            self.inodes.displace(inode)
+        self.record(inode)
+        self.queue(inode)
 
     def settle(self, inode: Inode) -> None:
         """Asks for the inode to be brought to the bucket once things are quiet."""
@@ -169,6 +213,7 @@ class Changes:
             encode_xattrs(inode.xattrs),
             inode.target,
             inode.size,
+            inode.token,
             None if remote is None else remote.key,
             None if remote is None else remote.etag,
             None if remote is None else remote.size_bytes,

@@ -12,19 +12,16 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from s3fuse import attrs, keys
+from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.namespace.changes import TOKEN, Changes
 from s3fuse.writing.layers import BASE
 
 if TYPE_CHECKING:
-    from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import ObjectInfo, Store
 
 log = logging.getLogger(__name__)
-
-#: User metadata with the upload's token.
-TOKEN = "s3fuse-write"
 
 
 class Conflicts:
@@ -60,11 +57,7 @@ class Conflicts:
         return None
 
     def _is_ours(self, inode: Inode, info: ObjectInfo) -> bool:
-        metadata = info.metadata or {}
-        if inode.data is not None and inode.data.layers:
-            return metadata.get(TOKEN) == inode.data.tokens[0]
-        wanted = attrs.encode(inode.attributes(), metadata)
-        return info.size_bytes == inode.size and dict(metadata) == wanted
+        return (info.metadata or {}).get(TOKEN) == self.changes.token(inode)
 
     async def _object_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
         """Only name or attributes changed here, and the object was changed elsewhere: they go onto its new version."""
@@ -83,8 +76,27 @@ class Conflicts:
                 self.changes.synced(inode, inode.version)
             self.inodes.detach(inode)
             return
-        inode.remote, inode.size = current, current.size_bytes
-        self._again(inode)
+        if current.etag == remote.etag:
+            inode.remote = current
+            self._again(inode)
+        else:
+            self._succeed(inode, current)
+
+    def _succeed(self, inode: Inode, current: ObjectInfo) -> None:
+        """The name and attributes go on as another inode with the new version; open handles keep the old one."""
+        parent, name = inode.parent, inode.name
+        assert parent is not None
+        with self.changes.journal.transaction():
+            if inode.remote is not None:
+                self.inodes.settle(inode.remote.key, inode)
+            self.inodes.unlink(inode)
+            self.changes.synced(inode, inode.version)
+            heir = self.inodes.add(parent, name, inode.attributes())
+            heir.remote, heir.size = current, current.size_bytes
+            self.inodes.displace_if_moved(heir)
+            self.changes.record(heir)
+        self.changes.queue(heir)
+        self.inodes.drop_if_unused(inode)
 
     def _forget_remote(self, inode: Inode) -> None:
         if inode.remote is not None:

@@ -63,6 +63,7 @@ class Inode:
         "linked",
         "listing",
         "lookups",
+        "maybe_at",
         "mode",
         "mtime_ns",
         "name",
@@ -75,6 +76,7 @@ class Inode:
         "synced_at",
         "synced_version",
         "target",
+        "token",
         "uid",
         "valid_until",
         "version",
@@ -98,6 +100,8 @@ class Inode:
         self.valid_until = 0.0
         self.attributes_known = True
         self.error: str | None = None
+        self.token = ""  # tells what an operation on this inode wrote from what others wrote
+        self.maybe_at: str | None = None  # a key that an operation whose outcome is unknown may have written
         self.entries_changed_ns = 0  # when names in a directory last changed here; its marker may say an earlier time
         self.set_attributes(attributes)
 
@@ -264,6 +268,21 @@ class Inodes:
     def leave(self, directory: Inode) -> None:
         """A directory is removed or renamed: what is still below its key in the bucket is on its way out."""
         self._left[self.key(directory)] = time.monotonic()
+
+    def leave_what_is_not_there(self) -> None:
+        """`leave` for every directory that was removed or renamed before the journal was read."""
+        for key in list(self._displaced_below):
+            if self.at(key) is None:
+                self._left[key] = time.monotonic()
+
+    def at(self, key: str) -> Inode | None:
+        """The inode whose name stands for this key, if it is known."""
+        if not key.startswith(self.prefix):
+            return None
+        inode: Inode | None = self.root
+        for name in key[len(self.prefix) :].removesuffix("/").split("/"):
+            inode = inode.children.get(name) if inode is not None else None
+        return inode if inode is not None and inode.is_directory == key.endswith("/") else None
 
     def is_leaving(self, key: str, asked_at: float) -> bool:
         """Whether a prefix seen in an answer asked for at `asked_at` may be only what is left of such a directory."""

@@ -34,9 +34,13 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
         inode = _place(inodes, row, defaults)
         _restore(inode, row, staging, layers.get(row.number, []))
         inodes.displace_if_moved(inode)
+        key = inodes.object_key(inode)
+        if inode.linked and (inode.remote is None or inode.remote.key != key):
+            inode.maybe_at = key
         inode.version += 1
         changes.dirty[inode.number] = inode
         changes.queue(inode)
+    inodes.leave_what_is_not_there()
     if rows:
         log.info("the journal holds %d changes that are not in the bucket yet", len(rows))
     return len(rows)
@@ -82,7 +86,7 @@ def _unverified(inodes: Inodes, parent: Inode, name: str, defaults: attrs.Defaul
 
 
 def _restore(inode: Inode, row: NodeRow, staging: Staging, layers: list[StagedLayer]) -> None:
-    inode.size = row.size
+    inode.size, inode.token = row.size, row.token
     if row.remote_key is not None and row.remote_etag is not None:
         inode.remote = ObjectInfo(
             row.remote_key,

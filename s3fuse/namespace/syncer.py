@@ -22,13 +22,14 @@ import trio
 
 from s3fuse import attrs, keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
-from s3fuse.namespace.conflicts import TOKEN, Conflicts
+from s3fuse.namespace.changes import TOKEN
+from s3fuse.namespace.conflicts import Conflicts
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.plan import Limits
-from s3fuse.writing.upload import Target, Version, copy_whole, upload
+from s3fuse.writing.upload import Target, Version, copy_whole, first_failure, upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.directories import Directories
@@ -147,6 +148,8 @@ class Syncer:
         if not await self._clear(inode, key):
             self.changes.queue(inode, BEHIND_S)
             return
+        if inode.remote is None or inode.remote.key != key:
+            inode.maybe_at = key
         try:
             if inode.data is not None and inode.data.layers:
                 await self._upload(inode, key)
@@ -162,34 +165,61 @@ class Syncer:
                 self.changes.queue(inode)
 
     async def _delete(self, batch: list[Inode]) -> None:
-        ready = [inode for inode in batch if not inode.opens and inode.remote is not None]
+        """Deletes objects of unlinked inodes. One that is still open waits for its last close."""
         with self.changes.journal.transaction():
             for inode in batch:
                 if not inode.opens and inode.remote is None:
                     self._forget_object(inode)
-        if not ready:  # still open somewhere: queued again by the last close
-            return
+        ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self._may_go(inode)}
         # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
-        ready.sort(key=lambda inode: inode.remote.key if inode.remote is not None else "", reverse=True)
-        early = self.inodes.with_more_below([inode.remote.key for inode in ready if inode.remote is not None])
-        for inode in [inode for inode in ready if inode.remote is not None and inode.remote.key in early]:
-            ready.remove(inode)
-            self.changes.queue(inode, BEHIND_S)
-        gone = [inode.remote.key for inode in ready if inode.remote is not None]
-        if not gone:
-            return
+        early = self.inodes.with_more_below(list(ready))
+        for key in early:
+            self.changes.queue(ready.pop(key), BEHIND_S)
+        ours = await self._still_ours(ready)
         failed: dict[str, str] = {}
-        if len(gone) == 1:
-            await self.store.delete(gone[0])
-        else:
-            failed.update(await self.store.delete_many(gone))
+        if len(ours) == 1:
+            await self.store.delete(ours[0])
+        elif ours:
+            failed.update(await self.store.delete_many(ours))
         with self.changes.journal.transaction():
-            for inode, key in zip(ready, gone, strict=True):
+            for key, inode in ready.items():
                 if key in failed:
                     self._postpone(inode, OSError(5, failed[key], key))
-                    continue
-                self.inodes.note_deleted(key)
-                self._forget_object(inode)
+                else:
+                    if key in ours:
+                        self.inodes.note_deleted(key)
+                    self._forget_object(inode)
+
+    def _may_go(self, inode: Inode) -> bool:
+        """Not while somebody reads it, nor while the next object under its name is on its way: that one replaces it."""
+        heir = self.inodes.at(inode.remote.key) if inode.remote is not None else None
+        return not inode.opens and (heir is None or heir.is_directory or not heir.dirty)
+
+    async def _still_ours(self, ready: Mapping[str, Inode]) -> list[str]:
+        """The keys that hold the version that was removed here, children first; what others put there stays."""
+        ours: list[str] = []
+
+        async def look(key: str, remote: ObjectInfo) -> None:
+            try:
+                info = await self.store.head(key)
+            except NotFound:
+                return
+            token = (remote.metadata or {}).get(TOKEN)
+            if info.etag == remote.etag or (not remote.etag and (info.metadata or {}).get(TOKEN) == token):
+                ours.append(key)
+            else:
+                log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for key, inode in ready.items():
+                    if key.endswith("/"):
+                        ours.append(key)
+                    elif inode.remote is not None:
+                        nursery.start_soon(look, key, inode.remote)
+        except BaseExceptionGroup as group:
+            raise first_failure(group) from None
+        return sorted(ours, reverse=True)
 
     def _forget_object(self, inode: Inode) -> None:
         """The unlinked inode's object is gone; call it inside a journal transaction."""
@@ -237,23 +267,18 @@ class Syncer:
         source = await self._kept(other)
         assert source is not None
         key = keys.temporary_key(self.inodes.prefix)
-        target = Target(key, source.metadata or {}, source.headers or {}, ANY)
-        etag = await copy_whole(self.store, source, target, self.limits, replace=False)
+        target = Target(key, {**(source.metadata or {}), TOKEN: other.token}, source.headers or {}, ANY)
+        try:
+            etag = await copy_whole(self.store, source, target, self.limits)
+        except StoreError:
+            self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
+            raise
         with self.changes.journal.transaction():
             self.inodes.settle(source.key, other)
             other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
             self.inodes.displace(other)
             self.changes.record(other)
-            self._orphan(source)
-
-    def _orphan(self, remote: ObjectInfo) -> None:
-        """Gives an object that nobody wants any more to an inode without a name, so that it is hidden and deleted."""
-        defaults = attrs.decode(None, is_directory=False, modified_ns=0, defaults=self.directories.defaults)
-        orphan = self.inodes.add_orphan(defaults)
-        orphan.remote = remote
-        self.inodes.displace(orphan)
-        self.changes.record(orphan)
-        self.changes.queue(orphan)
+            self.changes.orphan(source)
 
     # -- the operations
 
@@ -280,12 +305,10 @@ class Syncer:
             inode.remote = dataclasses.replace(remote, metadata=info.metadata, headers=info.headers)
         return info
 
-    async def _target(self, inode: Inode, key: str, token: str | None) -> Target:
+    async def _target(self, inode: Inode, key: str) -> Target:
         kept = await self._kept(inode)
         metadata = attrs.encode(inode.attributes(), kept.metadata or {} if kept else {})
-        metadata.pop(TOKEN, None)
-        if token is not None:
-            metadata[TOKEN] = token
+        metadata[TOKEN] = self.changes.token(inode)
         headers = dict(kept.headers or {}) if kept else {"content-type": self._content_type(inode)}
         return Target(key, metadata, headers, self._condition(inode, key))
 
@@ -296,10 +319,10 @@ class Syncer:
     async def _upload(self, inode: Inode, key: str) -> None:
         data = inode.data
         assert data is not None
-        token = data.freeze()
+        data.freeze()
         version = inode.version if len(data.layers) == 1 else inode.version - 1
         frozen = Version.frozen(data, inode.remote)
-        target = await self._target(inode, key, token)
+        target = await self._target(inode, key)
         etag = await upload(self.store, frozen, target, self.limits)
         self._arrived(inode, target, etag, frozen.size_bytes, version)
 
@@ -307,7 +330,7 @@ class Syncer:
         """Writes what has no staged bytes: directory markers, symlinks, special and empty files."""
         version = inode.version
         body = inode.target or b""
-        target = await self._target(inode, key, None)
+        target = await self._target(inode, key)
         etag = await self.store.put(
             key, Bytes(body), metadata=target.metadata, headers=target.headers, condition=target.condition
         )
@@ -316,15 +339,16 @@ class Syncer:
     async def _copy(self, inode: Inode, key: str) -> None:
         """Moves the object, or changes only its metadata: a copy on the server."""
         version = inode.version
-        target = await self._target(inode, key, None)
+        target = await self._target(inode, key)
         source = inode.remote
         assert source is not None
-        etag = await copy_whole(self.store, source, target, self.limits, replace=True)
+        etag = await copy_whole(self.store, source, target, self.limits)
         self._arrived(inode, target, etag, source.size_bytes, version)
 
     def _arrived(self, inode: Inode, target: Target, etag: str, size: int, version: int) -> None:
         """The bucket has `inode` as of `version` at the target: memory and journal learn it in one step."""
         before = inode.remote
+        inode.maybe_at = None
         with self.changes.journal.transaction():
             occupant = self.inodes.displaced.get(target.key)
             if occupant is not None and occupant is not inode:
@@ -335,7 +359,7 @@ class Syncer:
                 self.inodes.settle(before.key, inode)
             inode.remote = ObjectInfo(target.key, size, etag, 0, target.metadata, target.headers)
             if before is not None and before.key != target.key:
-                self._orphan(before)
+                self.changes.orphan(before)
             if inode.linked and self.inodes.object_key(inode) == target.key:
                 self.changes.synced(inode, version)
             else:
@@ -356,10 +380,10 @@ class Syncer:
     async def sync(self, inode: Inode) -> None:
         """Returns when the bucket has the inode as it is now. Raises OSError(EIO) when an attempt fails."""
         wanted = inode.version
-        while inode.synced_version < wanted:
+        while inode.synced_version < wanted and inode.linked:
             self.changes.queue(inode)
             await self.changes.attempted(inode)
-            if inode.error is not None:
+            if inode.error is not None and inode.linked:
                 raise OSError(5, inode.error, inode.name)
 
     async def sync_names(self, directory: Inode) -> None:

@@ -104,11 +104,13 @@ class BlockCache:
     async def _demand(self, version: ObjectInfo, indexes: range) -> list[Fetch]:
         """Starts what is missing and gives the fetches to wait for; waits where no buffer can be had."""
         for run in self._missing(version, indexes):
-            buffers = self._buffers(len(run))
-            while len(buffers) < len(run):
-                await self._freed.wait()
-                buffers += self._buffers(len(run) - len(buffers))
-            self._start(version, [index for index in run if not self._has(version, index)], buffers)
+            # Buffers are never held across the wait: readers that each held some could all wait for ever.
+            while wanted := [index for index in run if not self._has(version, index)]:
+                buffers = self._buffers(len(wanted))
+                if buffers:
+                    self._start(version, wanted[: len(buffers)], buffers)
+                else:
+                    await self._freed.wait()
         fetches: list[Fetch] = []
         for index in indexes:
             block_key = (version.key, version.etag, index)
@@ -151,7 +153,8 @@ class BlockCache:
             elif (buffer := self._evict()) is not None:
                 got.append(buffer)
             else:
-                self._freed = trio.Event()
+                if self._freed.is_set():
+                    self._freed = trio.Event()
                 break
         return got
 
@@ -163,11 +166,7 @@ class BlockCache:
         return None
 
     def _start(self, version: ObjectInfo, run: list[int], buffers: list[bytearray]) -> None:
-        """Spawns one GET for a run of neighbouring blocks (fewer, where there are fewer buffers)."""
-        spare = buffers[len(run) :]
-        if spare:
-            self._free.extend(spare)
-            self._freed.set()
+        """Spawns a GET for each stretch of neighbouring blocks of the run, as far as the buffers go."""
         fetch = Fetch()
         taken: list[int] = []
         for index, buffer in zip(run, buffers, strict=False):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3fuse import attrs
-from s3fuse.namespace.conflicts import TOKEN
+from s3fuse.namespace.changes import TOKEN
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode

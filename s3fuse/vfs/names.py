@@ -194,6 +194,8 @@ class Names:
         hidden = await self.core.directories.tree(inode)
         if hidden:
             raise OSError(errno.EBUSY, f"{hidden} keys below it have no path and would be left behind", inode.name)
+        # Their attributes move with them, so they must be known, also where listings do not give them.
+        await self.core.directories.learn_all(list(self.core.inodes.walk(inode)))
         for below in self.core.inodes.walk(inode):
             if below is not inode:
                 self._check_key(new_parent, name + "/" + self._path(inode, below))

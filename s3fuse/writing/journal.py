@@ -31,7 +31,7 @@ CREATE TABLE IF NOT EXISTS identity (format INTEGER NOT NULL, store TEXT NOT NUL
 CREATE TABLE IF NOT EXISTS node (
     number INTEGER PRIMARY KEY, key TEXT, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, rdev INTEGER NOT NULL,
-    xattrs TEXT NOT NULL, target BLOB, size INTEGER NOT NULL,
+    xattrs TEXT NOT NULL, target BLOB, size INTEGER NOT NULL, token TEXT NOT NULL,
     remote_key TEXT, remote_etag TEXT, remote_size INTEGER, remote_metadata TEXT, remote_headers TEXT
 ) STRICT;
 CREATE TABLE IF NOT EXISTS layer (
@@ -61,6 +61,7 @@ class NodeRow(NamedTuple):
     xattrs: str
     target: bytes | None
     size: int
+    token: str
     remote_key: str | None
     remote_etag: str | None
     remote_size: int | None
@@ -165,7 +166,7 @@ class Journal:
         self._db.execute("COMMIT")
 
     def put_node(self, row: NodeRow) -> None:
-        self._db.execute("INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
+        self._db.execute("INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
 
     def drop_node(self, number: int) -> None:
         self._db.execute("DELETE FROM node WHERE number=?", (number,))

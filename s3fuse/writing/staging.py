@@ -106,6 +106,8 @@ class DirtyFile:
             if staged.slot is not None:
                 self._slots[staged.layer.generation] = staged.slot
             staging.staged_bytes += staged.layer.extents.total_bytes
+        # The oldest layer may be in the bucket already, unknown to the journal: what is written now must not join it.
+        self.frozen = bool(layers)
         return self
 
     def damage(self) -> list[str]:
@@ -211,10 +213,9 @@ class DirtyFile:
             raise OSError(5, "staging file was cut short", self.staging.path(self.number, generation))
         return data
 
-    def freeze(self) -> str:
-        """Fixes the oldest layer for an upload and gives its token."""
+    def freeze(self) -> None:
+        """Fixes the oldest layer for an upload."""
         self.frozen = True
-        return self.tokens[0]
 
     def commit(self, size: int) -> None:
         """The frozen layer is in the bucket as `size` bytes: it becomes the base. Call inside a journal transaction."""

@@ -115,7 +115,7 @@ async def _multipart(store: Store, version: Version, target: Target, plan: Multi
                     await limit.acquire_on_behalf_of(number)
                     nursery.start_soon(_send, store, version, target.key, upload_id, number, part, limit, parts)
         except BaseExceptionGroup as group:
-            raise _first(group) from None
+            raise first_failure(group) from None
         parts.sort(key=lambda part: part.number)
         return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
     except BaseException:
@@ -151,7 +151,7 @@ async def _send(
         limit.release_on_behalf_of(number)
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The reason why the nursery ended: the first failure, or the cancellation where there was none."""
     leaves: list[BaseException] = []
     stack: list[BaseException] = [group]
@@ -164,18 +164,15 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0])
 
 
-async def copy_whole(store: Store, source: ObjectInfo, target: Target, limits: Limits, *, replace: bool) -> str:
-    """Server-side copy of an object of any size; `replace` gives it the target's metadata and headers.
-
-    Without `replace` the target's must be those of the source: one too large for a single copy request gets them.
-    """
+async def copy_whole(store: Store, source: ObjectInfo, target: Target, limits: Limits) -> str:
+    """Server-side copy of an object of any size, with the target's metadata and headers; gives the etag."""
     if source.size_bytes <= limits.max_copy_bytes:
         return await store.copy(
             source.key,
             target.key,
             source_etag=source.etag,
-            metadata=target.metadata if replace else None,
-            headers=target.headers if replace else None,
+            metadata=target.metadata,
+            headers=target.headers,
             condition=target.condition,
         )
     step, size = limits.copy_part_bytes, source.size_bytes
