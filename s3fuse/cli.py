@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 
 WHERE = click.Choice(["local", "upload"])
+LEVELS = click.Choice(["debug", "info", "warning", "error"])
 #: What to do about a dead daemon's mount.
 DEAD = "mount the bucket there again, which uploads what waits, or end it with s3fuse umount"
-LEVELS = click.Choice(["debug", "info", "warning", "error"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

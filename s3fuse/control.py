@@ -92,7 +92,7 @@ async def serve(
             await stopping.wait()
             listening.cancel_scope.cancel()
     finally:
-        with _locked(folder), suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), _locked(folder):
             if path.stat().st_ino == ours:  # else another mount has taken the mountpoint while we drained
                 path.unlink()
                 path.with_suffix(".json").unlink()

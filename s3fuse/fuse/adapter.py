@@ -151,7 +151,7 @@ class Adapter(pyfuse3.Operations):
         for cookie, child in islice(enumerate(children, 1), start_id, None):
             if not child.linked:
                 continue
-            if not child.attributes_known:
+            if child.outdated or not child.attributes_known:
                 await self.core.directories.learn_all(children[cookie - 1 : cookie - 1 + LEARN_AHEAD])
             if child.linked and not pyfuse3.readdir_reply(token, child.name.encode(), self._entry(child), cookie):
                 return

@@ -69,6 +69,7 @@ class Inode:
         "name",
         "number",
         "opens",
+        "outdated",
         "parent",
         "rdev",
         "remote",
@@ -98,7 +99,8 @@ class Inode:
         self.version = self.synced_version = 0
         self.synced_at = 0.0
         self.valid_until = 0.0
-        self.attributes_known = True
+        self.attributes_known = True  # False: what is here are defaults, the bucket was not asked yet
+        self.outdated = False  # they were known, but must be asked for again
         self.error: str | None = None
         self.token = ""  # tells what an operation on this inode wrote from what others wrote
         self.maybe_at: str | None = None  # a key that an operation whose outcome is unknown may have written
@@ -125,6 +127,12 @@ class Inode:
             dict(self.xattrs),
             self.target,
         )
+
+    def learned(self, attributes: Attributes | None) -> None:
+        """The bucket was asked; None = it has none of its own for this inode, what is here stays."""
+        self.attributes_known, self.outdated = True, False
+        if attributes is not None:
+            self.set_attributes(attributes)
 
     @property
     def is_directory(self) -> bool:

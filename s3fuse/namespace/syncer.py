@@ -24,12 +24,13 @@ from s3fuse import attrs, keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.conflicts import Conflicts
+from s3fuse.namespace.deletes import Deletes
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.plan import Limits
-from s3fuse.writing.upload import Target, Version, copy_whole, first_failure, upload
+from s3fuse.writing.upload import Target, Version, copy_whole, upload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable
 
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.directories import Directories
@@ -62,6 +63,7 @@ class Syncer:
         self.directories = directories
         self.limits = limits or Limits()
         self.conflicts = Conflicts(store, inodes, changes)
+        self.deletes = Deletes(store, inodes, changes)
         self.last_error = ""
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
@@ -112,16 +114,19 @@ class Syncer:
 
     async def _attempt(self, batch: list[Inode]) -> None:
         first = batch[0]
+        failed: list[tuple[Inode, OSError]] = []
         try:
             if any(inode.linked and self._keys(inode) != self.changes.in_flight[inode.number] for inode in batch):
                 self.changes.queue(first)  # renamed since it was taken
             elif first.linked:
                 await self._bring(first)
             else:
-                await self._delete(batch)
+                failed = await self.deletes.run(batch)
             for inode in batch:
                 self._failures.pop(inode.number, None)
                 self._hopeless.discard(inode.number)
+            for inode, reason in failed:
+                self._postpone(inode, reason)
         except Exception as error:
             if not isinstance(error, (StoreError, OSError)):
                 log.exception("bringing %r to the bucket failed", first)
@@ -163,73 +168,6 @@ class Syncer:
                 target = Target(key, ours.metadata or {}, ours.headers or {}, ANY)
                 self._arrived(inode, target, ours.etag, ours.size_bytes, inode.synced_version)
                 self.changes.queue(inode)
-
-    async def _delete(self, batch: list[Inode]) -> None:
-        """Deletes objects of unlinked inodes. One that is still open waits for its last close."""
-        with self.changes.journal.transaction():
-            for inode in batch:
-                if not inode.opens and inode.remote is None:
-                    self._forget_object(inode)
-        ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self._may_go(inode)}
-        # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
-        early = self.inodes.with_more_below(list(ready))
-        for key in early:
-            self.changes.queue(ready.pop(key), BEHIND_S)
-        ours = await self._still_ours(ready)
-        failed: dict[str, str] = {}
-        if len(ours) == 1:
-            await self.store.delete(ours[0])
-        elif ours:
-            failed.update(await self.store.delete_many(ours))
-        with self.changes.journal.transaction():
-            for key, inode in ready.items():
-                if key in failed:
-                    self._postpone(inode, OSError(5, failed[key], key))
-                else:
-                    if key in ours:
-                        self.inodes.note_deleted(key)
-                    self._forget_object(inode)
-
-    def _may_go(self, inode: Inode) -> bool:
-        """Not while somebody reads it, nor while the next object under its name is on its way: that one replaces it."""
-        heir = self.inodes.at(inode.remote.key) if inode.remote is not None else None
-        return not inode.opens and (heir is None or heir.is_directory or not heir.dirty)
-
-    async def _still_ours(self, ready: Mapping[str, Inode]) -> list[str]:
-        """The keys that hold the version that was removed here, children first; what others put there stays."""
-        ours: list[str] = []
-
-        async def look(key: str, remote: ObjectInfo) -> None:
-            try:
-                info = await self.store.head(key)
-            except NotFound:
-                return
-            token = (remote.metadata or {}).get(TOKEN)
-            if info.etag == remote.etag or (not remote.etag and (info.metadata or {}).get(TOKEN) == token):
-                ours.append(key)
-            else:
-                log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for key, inode in ready.items():
-                    if key.endswith("/"):
-                        ours.append(key)
-                    elif inode.remote is not None:
-                        nursery.start_soon(look, key, inode.remote)
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from None
-        return sorted(ours, reverse=True)
-
-    def _forget_object(self, inode: Inode) -> None:
-        """The unlinked inode's object is gone; call it inside a journal transaction."""
-        if inode.remote is not None:
-            self.inodes.settle(inode.remote.key, inode)
-            inode.remote = None
-        self.changes.synced(inode, inode.version)
-        if inode.data is not None and not inode.opens:
-            inode.data.discard()
-        self.inodes.drop_if_unused(inode)
 
     # -- clearing the way
 
@@ -352,7 +290,7 @@ class Syncer:
         with self.changes.journal.transaction():
             occupant = self.inodes.displaced.get(target.key)
             if occupant is not None and occupant is not inode:
-                self._forget_object(occupant)
+                self.deletes.forget(occupant)
             if inode.data is not None and inode.data.frozen:
                 inode.data.commit(size)
             if before is not None:

@@ -96,7 +96,7 @@ class Rig:
     parent: trio.Nursery
     ttl_s: float = 1000.0
     prefix: str = ""
-    fsync: str = "upload"
+    fsync_to: str = "upload"
     dirty_size_bytes: int = 1 << 30
     memory_bytes: int = 16 << 20
     limits: Limits = field(default_factory=Limits)
@@ -117,7 +117,7 @@ class Rig:
             prefix=self.prefix,
             cache_dir=self.cache,
             attr_ttl_s=self.ttl_s,
-            fsync="local" if self.fsync == "local" else "upload",
+            fsync="local" if self.fsync_to == "local" else "upload",
             dirty_size_bytes=self.dirty_size_bytes,
             memory_bytes=self.memory_bytes,
         )

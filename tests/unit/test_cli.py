@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,8 @@ def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No mounts but this test's own, no server and no keys."""
     folder = tmp_path / "run"
     monkeypatch.setattr(control, "runtime_dir", lambda: folder)
+    every = kernel.dead_mounts
+    monkeypatch.setattr(kernel, "dead_mounts", lambda: [e for e in every() if e.mountpoint.startswith(str(tmp_path))])
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in list(os.environ):
         if name.startswith(("AWS_", "MINIO_", "MC_")):
@@ -89,6 +92,21 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, Any] | Excep
         return asked
 
     return answer
+
+
+@pytest.fixture
+def listed(runtime: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Lists a mount with this to say of it; something listens at its socket."""
+    with ExitStack() as stack:
+
+        def add(about: dict[str, Any]) -> None:
+            runtime.mkdir()
+            (runtime / "x.json").write_text(json.dumps(about))
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(runtime / "x.sock"))
+            listener.listen()
+
+        yield add
 
 
 @pytest.fixture
@@ -155,10 +173,11 @@ def test_long_options(mount: Callable[..., MountConfig], tmp_path: Path) -> None
 
 
 def test_the_same_in_fstab_form(mount: Callable[..., MountConfig], tmp_path: Path) -> None:
-    words = re.sub(r" ([^- ])", r"=\1", LONG.replace("--no-allow-other ", "")).replace("--", "").split()
+    words = re.sub(r" ([^- ])", r"=\1", LONG).replace("--", "").split()
     words = ["ro", "_netdev", "defaults", *(word.replace("-", "_") for word in words if word != "read-only")]
     config = mount("bucket", str(tmp_path), "-o", ",".join(words[:8]), "-o", ",".join(words[8:]))
     assert {name: getattr(config, name) for name in EXPECTED} == EXPECTED
+    assert not config.allow_other
 
 
 def test_paths_do_not_depend_on_the_directory(
@@ -188,6 +207,7 @@ def test_paths_do_not_depend_on_the_directory(
         ("mount -o help bucket M", "s3fuse: -o help: there is no such option"),
         ("mount -o ro=1 bucket M", "s3fuse: -o ro: there is no such option"),
         ("mount -o read_only=1 bucket M", "s3fuse: -o read-only takes no value"),
+        ("mount -o no-allow-other=1 bucket M", "s3fuse: -o no-allow-other takes no value"),
         ("mount -o endpoint bucket M", "s3fuse: -o endpoint needs a value"),
         ("mount -o close=never bucket M", "'never' is not one of 'local', 'upload'"),
         ("mount Bucket M", "s3fuse: 'Bucket' is no bucket name: 3 to 63"),
@@ -196,6 +216,7 @@ def test_paths_do_not_depend_on_the_directory(
         ("mount -f bucket M", "s3fuse: no server is named; give --endpoint"),
         ("mount bucket M", "s3fuse: no server is named; give --endpoint"),
         ("mount --endpoint http://h:1 bucket M", "s3fuse: no keys were found"),
+        ("mount --endpoint http://h:x bucket M", "s3fuse: --endpoint: 'http://h:x' is not allowed; it takes http://"),
         ("mount --log-file /nowhere/log bucket M", "s3fuse: --log-file /nowhere/log cannot be written"),
         ("server --port 70000", "'--port'"),
         ("dance", "No such command 'dance'"),
@@ -233,6 +254,20 @@ def test_every_verb_has_help(run: Run, verb: str) -> None:
     assert verb in run("--help")[1]
 
 
+def test_help_shows_options_by_group(run: Run) -> None:
+    text = run("mount", "--help")[1]
+    headings = re.findall(r"^(\S.*):$", text, re.MULTILINE)
+    assert headings == [
+        "Server and keys",
+        "Local state and limits",
+        "Meaning of calls",
+        "How it looks",
+        "Running it",
+        "Other",
+    ]
+    assert text.index("Local state") < text.index("--memory") < text.index("Meaning of calls") < text.index("--close ")
+
+
 # -- status
 
 
@@ -264,11 +299,10 @@ STATUS = {
 
 
 @pytest.fixture
-def mounted(runtime: Path) -> Path:
+def mounted(listed: Callable[[dict[str, Any]], None]) -> Path:
     """A mount that is listed, at a mountpoint with brackets in its name."""
-    runtime.mkdir()
     about = {"mountpoint": "/mnt/[b]x", "pid": os.getpid(), "bucket": "bucket", "prefix": "", "endpoint": "http://h:1"}
-    (runtime / "x.json").write_text(json.dumps(about))
+    listed(about)
     return Path("/mnt/[b]x")
 
 
@@ -292,8 +326,20 @@ def test_status_shows_names_as_they_are(run: Run, mounted: Path, answers: Callab
 def test_status_of_a_daemon_that_does_not_answer(run: Run, mounted: Path, answers: Callable[..., object]) -> None:
     answers(TimeoutError("timed out"))
     code, text, _ = run("status", str(mounted))
-    assert code == 0
+    assert code == ExitCode.FAILED, "as a health check wants it"
     assert "no answer: timed out, pid" in text
+
+
+def test_status_of_a_dead_daemons_mount(run: Run, dead_mount: Path) -> None:
+    code, text, _ = run("status", str(dead_mount))
+    assert code == ExitCode.FAILED
+    assert "dead; mount the bucket there again" in re.sub(r"\s+", " ", text)
+    code, text, _ = run("status", "--json")
+    assert code == 0
+    assert [(m["mountpoint"], m["bucket"], m["prefix"], m["pid"]) for m in json.loads(text)] == [
+        (str(dead_mount), "test", "", None)
+    ]
+    assert run("status", str(dead_mount.parent))[0] == ExitCode.FAILED
 
 
 # -- flush
@@ -333,6 +379,12 @@ def test_no_good_answer(
     assert errors.count("\n") == 1
 
 
+def test_flush_of_a_dead_daemons_mount(run: Run, dead_mount: Path) -> None:
+    code, _, errors = run("flush", str(dead_mount))
+    assert (code, errors.count("\n")) == (ExitCode.FAILED, 1)
+    assert f"the daemon of {dead_mount} is dead; mount the bucket there again" in errors
+
+
 # -- umount
 
 
@@ -358,6 +410,16 @@ def test_umount_of_a_dead_daemons_mount(run: Run, dead_mount: Path) -> None:
     assert kernel.mount_entry(dead_mount) is None
 
 
+def test_umount_of_a_living_mount_whose_socket_is_elsewhere(
+    run: Run, dead_mount: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernel, "is_dead", lambda path: False)
+    code, _, errors = run("umount", str(dead_mount))
+    assert code == ExitCode.FAILED
+    assert f"the daemon of {dead_mount} is not to be found" in errors
+    assert kernel.mount_entry(dead_mount) is not None
+
+
 def test_umount_when_the_daemon_dies_meanwhile(run: Run, tmp_path: Path, answers: Callable[..., object]) -> None:
     answers(ConnectionError("ended before it answered"))
     code, _, errors = run("umount", str(tmp_path))
@@ -372,11 +434,10 @@ def test_a_mute_daemons_mount_is_left_alone(run: Run, dead_mount: Path, answers:
 
 
 def test_umount_returns_when_the_daemon_has_ended(
-    run: Run, runtime: Path, tmp_path: Path, answers: Callable[..., object]
+    run: Run, listed: Callable[[dict[str, Any]], None], tmp_path: Path, answers: Callable[..., object]
 ) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as daemon:
-        runtime.mkdir()
-        (runtime / "x.json").write_text(json.dumps({"mountpoint": str(tmp_path), "pid": daemon.pid}))
+        listed({"mountpoint": str(tmp_path), "pid": daemon.pid})
         answers({"pending": []})
         real_open = os.pidfd_open
         ended = []

@@ -47,7 +47,7 @@ def test_modes(text: str, mode: int) -> None:
 @pytest.mark.parametrize(
     ("parse", "text", "allowed"),
     [
-        *((parse_size, text, "64MiB") for text in ("", "x", "-1", "1PB", "1 0", "1e3", "MiB")),
+        *((parse_size, text, "64MiB") for text in ("", "x", "-1", "1PB", "1 0", "1e3", "MiB", "64ib")),
         *((parse_time, text, "30s") for text in ("", "-1s", "5w", "1h30m", "inf")),
         *((parse_mode, text, "0644") for text in ("", "8", "0888", "rw", "0o644", "77777")),
     ],

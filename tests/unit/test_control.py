@@ -211,6 +211,11 @@ async def test_a_killed_daemons_socket_is_replaced(runtime: Path) -> None:
         assert await ask("echo") == {"verb": "echo"}
 
 
+async def test_the_end_without_the_runtime_directory(runtime: Path) -> None:
+    async with served(echo=echo):
+        await trio.to_thread.run_sync(runtime.rename, runtime.with_name("elsewhere"))
+
+
 async def test_a_daemon_that_drains_leaves_the_next_ones_socket_alone(runtime: Path) -> None:
     async with served(old=echo) as stopping, trio.open_nursery() as nursery:
         later = trio.Event()

@@ -100,6 +100,28 @@ def test_a_server_that_speaks_no_http() -> None:
         resolve(settings(endpoint="ftp://h"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["http://h:x", "http://h:0", "http://h:70000", "http://", "http://h/bucket", "http://h?x", "http://[h", "h#x"],
+)
+def test_what_is_no_server(home: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", text)
+    with pytest.raises(UserError) as raised:
+        resolve(settings())
+    assert f"AWS_ENDPOINT_URL: {text!r} is not allowed; it takes http://HOST:PORT" in str(raised.value)
+    alias(home, url=text)
+    with pytest.raises(UserError, match="url of the mc alias mine: "):
+        resolve(settings(alias="mine"))
+
+
+@pytest.mark.parametrize("text", ["http://key:s3cret@h:1", "key:s3/cret@h", "http://h:1/?token=s3cret@"])
+def test_a_password_in_a_server_is_refused_and_not_shown(text: str) -> None:
+    with pytest.raises(UserError, match="--endpoint has a user or a password in it") as raised:
+        resolve(settings(endpoint=text))
+    assert "s3" not in str(raised.value).replace("s3fuse", "")
+    assert raised.value.exit_code == ExitCode.USAGE
+
+
 def test_the_order_of_regions(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def region(**options: str) -> str:
         return resolve(settings(endpoint="http://h:1", **options)).region
@@ -132,6 +154,25 @@ def test_the_order_of_keys(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alias(home, url="http://h:1", accessKey="alias-a", secretKey="alias-s", sessionToken="alias-t")
     assert keys(alias="mine") == ("alias-a", "alias-s", "alias-t")
     assert keys(alias="mine", credentials_file=write(home / "keys", "file-a:file-s\n")) == ("file-a", "file-s", None)
+
+
+def test_roles(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(endpoint: str) -> str | None:
+        provider = resolve(settings(endpoint=endpoint)).provider
+        assert isinstance(provider, IamAwsProvider)
+        return provider._custom_endpoint
+
+    aws = "https://s3.eu-west-1.amazonaws.com"
+    assert asked(aws) is None, "an instance's role"
+    with pytest.raises(UserError, match="AWS_WEB_IDENTITY_TOKEN_FILE"):
+        resolve(settings(endpoint="http://h:1"))
+    monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", "http://127.0.0.1/keys")
+    assert asked("http://h:1") is None
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", "/nowhere")
+    assert asked("http://h:1") == "http://h:1", "MinIO has its own token service"
+    assert asked(aws) is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", "http://sts:1")
+    assert asked("http://h:1") == asked(aws) == "http://sts:1"
 
 
 def test_a_session_token_comes_with_aws_keys_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,6 +287,16 @@ def test_an_alias_that_changes_is_read_again(home: Path) -> None:
     provider = resolve(settings(alias="mine")).provider
     alias(home, url="http://h:1", accessKey="three", secretKey="s")
     assert provider.retrieve().access_key == "three"
+
+
+def test_a_file_that_everybody_can_read_is_told(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write(home / "keys", "key:s3cret\n")
+    path.chmod(0o600)
+    keys(credentials_file=path)
+    assert caplog.messages == []
+    path.chmod(0o604)
+    keys(credentials_file=path)
+    assert [str(path) in message and "s3cret" not in message for message in caplog.messages] == [True]
 
 
 def test_nothing_prints_a_secret(home: Path) -> None:

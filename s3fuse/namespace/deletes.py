@@ -1,0 +1,104 @@
+"""Deletes what was removed here from the bucket, and nothing else.
+
+An object is looked at just before it is deleted: S3 has no conditional delete that every server honours, and what
+somebody else has put under the name since then must stay.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse.errors import NotFound
+from s3fuse.namespace.changes import TOKEN
+from s3fuse.writing.upload import first_failure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from s3fuse.namespace.changes import Changes
+    from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.store.base import ObjectInfo, Store
+
+log = logging.getLogger(__name__)
+
+#: How long a directory waits for what is in it.
+BEHIND_S = 0.02
+
+
+class Deletes:
+    """Deletes objects of unlinked inodes, many in one request."""
+
+    def __init__(self, store: Store, inodes: Inodes, changes: Changes) -> None:
+        self.store = store
+        self.inodes = inodes
+        self.changes = changes
+
+    async def run(self, batch: list[Inode]) -> list[tuple[Inode, OSError]]:
+        """Deletes the objects of unlinked inodes; gives why some could not be. One that is open waits for its close."""
+        with self.changes.journal.transaction():
+            for inode in batch:
+                if not inode.opens and inode.remote is None:
+                    self.forget(inode)
+        ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self._may_go(inode)}
+        # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
+        early = self.inodes.with_more_below(list(ready))
+        for key in early:
+            self.changes.queue(ready.pop(key), BEHIND_S)
+        ours = await self._still_ours(ready)
+        failed: dict[str, str] = {}
+        if len(ours) == 1:
+            await self.store.delete(ours[0])
+        elif ours:
+            failed.update(await self.store.delete_many(ours))
+        with self.changes.journal.transaction():
+            for key, inode in ready.items():
+                if key in failed:
+                    continue
+                if key in ours:
+                    self.inodes.note_deleted(key)
+                self.forget(inode)
+        return [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
+
+    def _may_go(self, inode: Inode) -> bool:
+        """Not while somebody reads it, nor while the next object under its name is on its way: that one replaces it."""
+        heir = self.inodes.at(inode.remote.key) if inode.remote is not None else None
+        return not inode.opens and (heir is None or heir.is_directory or not heir.dirty)
+
+    async def _still_ours(self, ready: Mapping[str, Inode]) -> list[str]:
+        """The keys that hold the version that was removed here, children first; what others put there stays."""
+        ours: list[str] = []
+
+        async def look(key: str, remote: ObjectInfo) -> None:
+            try:
+                info = await self.store.head(key)
+            except NotFound:
+                return
+            token = (remote.metadata or {}).get(TOKEN)
+            if info.etag == remote.etag or (not remote.etag and (info.metadata or {}).get(TOKEN) == token):
+                ours.append(key)
+            else:
+                log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
+
+        try:
+            async with trio.open_nursery() as nursery:
+                for key, inode in ready.items():
+                    if key.endswith("/"):
+                        ours.append(key)
+                    elif inode.remote is not None:
+                        nursery.start_soon(look, key, inode.remote)
+        except BaseExceptionGroup as group:
+            raise first_failure(group) from None
+        return sorted(ours, reverse=True)
+
+    def forget(self, inode: Inode) -> None:
+        """The unlinked inode's object is gone; call it inside a journal transaction."""
+        if inode.remote is not None:
+            self.inodes.settle(inode.remote.key, inode)
+            inode.remote = None
+        self.changes.synced(inode, inode.version)
+        if inode.data is not None and not inode.opens:
+            inode.data.discard()
+        self.inodes.drop_if_unused(inode)
