@@ -44,7 +44,7 @@ class Changes:
         self.in_flight: dict[int, set[str]] = {}
         self._settling: deque[tuple[float, int, Inode]] = deque()  # (since when, order, inode), oldest first
         self._timed: list[tuple[float, int, Inode]] = []  # heap of (due, order, inode)
-        self._entry: dict[int, int] = {}  # inode -> order of the one entry that counts
+        self._entry: dict[int, tuple[int, float]] = {}  # inode -> (order, due) of the one entry that counts
         self._order = itertools.count()
         self._last_change = 0.0
         self._waiters: dict[int, list[trio.Event]] = {}
@@ -71,7 +71,8 @@ class Changes:
             inode.remote = ObjectInfo(key, 0, "", 0)
         self.inodes.displace(inode)
         self.inodes.unlink(inode)
-        self._doubt(inode)
+        if inode.number not in self.in_flight:
+            self.doubt(inode)
         if inode.remote is not None or inode.number in self.in_flight:
             self.changed(inode)
             self._notify(inode)
@@ -90,7 +91,8 @@ class Changes:
             for step in self.inodes.walk(inode):
                 if step.remote is not None or step.dirty:
                     self.inodes.displace(step)
-                    self._doubt(step)
+                    if step.number not in self.in_flight:
+                        self.doubt(step)
                     self.changed(step)
         for key in left:
             self._hand_back(key)
@@ -101,9 +103,9 @@ class Changes:
         if older is not None and not older.linked:
             self.queue(older)
 
-    def _doubt(self, inode: Inode) -> None:
+    def doubt(self, inode: Inode) -> None:
         """An operation that failed may have written a key that the inode no longer wants: whatever it did is undone."""
-        if inode.maybe_at is not None and inode.number not in self.in_flight:
+        if inode.maybe_at is not None:
             self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: self.token(inode)}, {}))
             inode.maybe_at = None
 
@@ -125,18 +127,26 @@ class Changes:
         self.queue(inode)
 
     def settle(self, inode: Inode) -> None:
-        """Asks for the inode to be brought to the bucket once things are quiet."""
+        """Asks for the inode to be brought to the bucket once things are quiet, unless it is to be sooner anyway."""
         now = self._last_change = time.monotonic()
-        order = self._entry[inode.number] = next(self._order)
+        if self._entry.get(inode.number, (0, float("inf")))[1] <= now + SETTLE_S:
+            return
+        order = self._enter(inode, now + SETTLE_S)
         self._settling.append((now, order, inode))
         if len(self._settling) == 1:
             self._wake.set()
 
     def queue(self, inode: Inode, delay_s: float = 0.0) -> None:
         """Asks for the inode to be brought to the bucket after `delay_s`."""
-        order = self._entry[inode.number] = next(self._order)
-        heapq.heappush(self._timed, (time.monotonic() + delay_s, order, inode))
+        due = time.monotonic() + delay_s
+        heapq.heappush(self._timed, (due, self._enter(inode, due), inode))
         self._wake.set()
+
+    def _enter(self, inode: Inode, due: float) -> int:
+        """The order number of a new entry of the queue, which makes an earlier one of the inode void."""
+        order = next(self._order)
+        self._entry[inode.number] = (order, due)
+        return order
 
     def _settled_at(self) -> float:
         """When the oldest settling change may be sent, if no further one comes."""
@@ -153,12 +163,12 @@ class Changes:
                 _, order, inode = self._settling.popleft()
             else:
                 return None
-            if self._entry.get(inode.number) == order:
+            if self._entry.get(inode.number, (-1, 0.0))[0] == order:
                 del self._entry[inode.number]
                 return inode
 
     def _stale(self, entry: tuple[float, int, Inode]) -> bool:
-        return self._entry.get(entry[2].number) != entry[1]
+        return self._entry.get(entry[2].number, (-1, 0.0))[0] != entry[1]
 
     async def wait_due(self) -> None:
         """Returns when `pop_due` is worth asking."""

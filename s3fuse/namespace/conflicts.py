@@ -119,7 +119,8 @@ class Conflicts:
         )
         self.resolved.append(f"{theirs.key} -> {name}")
         if inode.remote is not None and inode.remote.key == theirs.key:
-            inode.remote = None
+            self._forget_remote(inode)
+        inode.maybe_at = None
         self.changes.moved(inode, parent, name)
         self.changes.failed(inode, f"{theirs.key} was changed by somebody else; this version is kept as {name}")
         self.changes.queue(inode)

@@ -7,6 +7,7 @@ somebody else has put under the name since then must stay.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -26,6 +27,8 @@ log = logging.getLogger(__name__)
 
 #: How long a directory waits for what is in it.
 BEHIND_S = 0.02
+#: From how many keys on a page of a listing is cheaper than a HEAD for each.
+LISTED_KEYS = 10
 
 
 class Deletes:
@@ -40,6 +43,7 @@ class Deletes:
         """Deletes the objects of unlinked inodes; gives why some could not be. One that is open waits for its close."""
         with self.changes.journal.transaction():
             for inode in batch:
+                self.changes.doubt(inode)
                 if not inode.opens and inode.remote is None:
                     self.forget(inode)
         ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self._may_go(inode)}
@@ -69,29 +73,45 @@ class Deletes:
 
     async def _still_ours(self, ready: Mapping[str, Inode]) -> list[str]:
         """The keys that hold the version that was removed here, children first; what others put there stays."""
-        ours: list[str] = []
-
-        async def look(key: str, remote: ObjectInfo) -> None:
-            try:
-                info = await self.store.head(key)
-            except NotFound:
-                return
+        files = {key: inode.remote for key, inode in ready.items() if inode.remote is not None and key[-1:] != "/"}
+        by_folder: dict[str, list[str]] = {}
+        for key in sorted(files):
+            by_folder.setdefault(key[: key.rfind("/") + 1], []).append(key)
+        there: dict[str, ObjectInfo] = {}
+        try:
+            async with trio.open_nursery() as nursery:
+                for folder, keys in by_folder.items():
+                    nursery.start_soon(self._look, folder, keys, files, there)
+        except BaseExceptionGroup as group:
+            raise first_failure(group) from None
+        ours = [key for key in ready if key.endswith("/")]
+        for key, info in there.items():
+            remote = files[key]
             token = (remote.metadata or {}).get(TOKEN)
             if info.etag == remote.etag or (not remote.etag and (info.metadata or {}).get(TOKEN) == token):
                 ours.append(key)
             else:
                 log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
-
-        try:
-            async with trio.open_nursery() as nursery:
-                for key, inode in ready.items():
-                    if key.endswith("/"):
-                        ours.append(key)
-                    elif inode.remote is not None:
-                        nursery.start_soon(look, key, inode.remote)
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from None
         return sorted(ours, reverse=True)
+
+    async def _look(
+        self, folder: str, keys: list[str], files: Mapping[str, ObjectInfo], there: dict[str, ObjectInfo]
+    ) -> None:
+        """Notes what is at the keys (sorted, of one folder): by listing while that tells of enough keys a page."""
+        wanted = {key for key in keys if files[key].etag}
+        token: str | None = None
+        while len(wanted) >= LISTED_KEYS:
+            page = await self.store.list_page(folder, token=token)
+            there.update((info.key, info) for info in page.objects if info.key in wanted)
+            reached = page.objects[-1].key if page.objects else ""
+            before = len(wanted)
+            wanted = {key for key in wanted if page.next_token is not None and key > reached}
+            token = page.next_token
+            if before - len(wanted) < LISTED_KEYS:
+                break
+        for key in [key for key in keys if key in wanted or not files[key].etag]:
+            with suppress(NotFound):
+                there[key] = await self.store.head(key)
 
     def forget(self, inode: Inode) -> None:
         """The unlinked inode's object is gone; call it inside a journal transaction."""

@@ -153,6 +153,8 @@ class Syncer:
         if not await self._clear(inode, key):
             self.changes.queue(inode, BEHIND_S)
             return
+        if inode.maybe_at not in (None, key):
+            self.changes.doubt(inode)
         if inode.remote is None or inode.remote.key != key:
             inode.maybe_at = key
         try:
@@ -177,7 +179,9 @@ class Syncer:
         if other is None or other is inode or other.remote is None:
             return True
         if not other.linked:
-            if other.opens:
+            if not other.remote.etag and not other.is_directory:
+                await self._look_at_doubtful(other, other.remote)
+            elif other.opens:
                 await self._set_aside(other)
             return True
         if self._in_circle(inode, other):
@@ -185,6 +189,20 @@ class Syncer:
             return True
         self.changes.queue(other)
         return False
+
+    async def _look_at_doubtful(self, other: Inode, remote: ObjectInfo) -> None:
+        """Finds out what an operation whose answer was lost has left at a key."""
+        try:
+            info = await self.store.head(remote.key)
+        except NotFound:
+            info = None
+        if other.remote is not remote:
+            return
+        if info is not None and (info.metadata or {}).get(TOKEN) == (remote.metadata or {}).get(TOKEN):
+            other.remote = info
+            return
+        with self.changes.journal.transaction():
+            self.deletes.forget(other)
 
     def _in_circle(self, inode: Inode, other: Inode) -> bool:
         """Whether bringing `other` to its place would need `inode` to have left its own first."""
@@ -316,12 +334,15 @@ class Syncer:
     # -- waiting
 
     async def sync(self, inode: Inode) -> None:
-        """Returns when the bucket has the inode as it is now. Raises OSError(EIO) when an attempt fails."""
+        """Returns when the bucket has the inode as it is now. Raises OSError(EIO) when an attempt fails.
+
+        A file that was unlinked and is still open has nothing to wait for: its object goes with the last close.
+        """
         wanted = inode.version
-        while inode.synced_version < wanted and inode.linked:
+        while inode.synced_version < wanted and (inode.linked or not inode.opens):
             self.changes.queue(inode)
             await self.changes.attempted(inode)
-            if inode.error is not None and inode.linked:
+            if inode.error is not None:
                 raise OSError(5, inode.error, inode.name)
 
     async def sync_names(self, directory: Inode) -> None:
@@ -355,12 +376,14 @@ class Syncer:
         for inode, _ in pending:
             self._hopeless.discard(inode.number)
             inode.error = None
-            self.changes.queue(inode)
+            self.changes.queue(inode)  # all at once; one by one below they are only waited for
         for inode, version in pending:
             while inode.synced_version < version and not (not inode.linked and inode.opens):
                 if inode.number in self._hopeless or (give_up and inode.error is not None):
                     failed.append(inode)
                     break
+                if inode.error is None:
+                    self.changes.queue(inode)
                 await self.changes.attempted(inode)
                 progress()
         return failed
