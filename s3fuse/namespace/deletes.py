@@ -98,20 +98,19 @@ class Deletes:
         self, folder: str, keys: list[str], files: Mapping[str, ObjectInfo], there: dict[str, ObjectInfo]
     ) -> None:
         """Notes what is at the keys (sorted, of one folder): by listing while that tells of enough keys a page."""
-        wanted = {key for key in keys if files[key].etag}
-        token: str | None = None
-        while len(wanted) >= LISTED_KEYS:
-            page = await self.store.list_page(folder, token=token)
-            there.update((info.key, info) for info in page.objects if info.key in wanted)
-            reached = page.objects[-1].key if page.objects else ""
-            before = len(wanted)
-            wanted = {key for key in wanted if page.next_token is not None and key > reached}
-            token = page.next_token
-            if before - len(wanted) < LISTED_KEYS:
-                break
-        for key in [key for key in keys if key in wanted or not files[key].etag]:
-            with suppress(NotFound):
-                there[key] = await self.store.head(key)
+        left = list(keys)
+        while len(left) >= LISTED_KEYS:
+            page = await self.store.list_page(folder, start_after=left[0][:-1])
+            there.update((info.key, info) for info in page.objects if info.key in files and files[info.key].etag)
+            await self._look_singly(left[:1], there)  # each round decides at least one, whatever the page shows
+            left = [key for key in left[1:] if key not in there]
+        await self._look_singly(left, there)
+
+    async def _look_singly(self, keys: list[str], there: dict[str, ObjectInfo]) -> None:
+        for key in keys:
+            if key not in there:
+                with suppress(NotFound):
+                    there[key] = await self.store.head(key)
 
     def forget(self, inode: Inode) -> None:
         """The unlinked inode's object is gone; call it inside a journal transaction."""

@@ -348,23 +348,21 @@ class Syncer:
     async def sync_names(self, directory: Inode) -> None:
         """Returns when the bucket has the directory and every name that was made, moved or removed in it."""
         prefix = self.inodes.key(directory)
-        mine = [
-            inode
-            for inode in self.changes.dirty.values()
-            if not inode.writers and self._names(inode, directory, prefix)
-        ]
-        for inode in mine:
-            self.changes.queue(inode)
-        for inode in mine:
-            await self.sync(inode)
+        for _ in range(2):  # what was renamed away leaves, once copied, an object that is still to be deleted
+            dirty = self.changes.dirty.values()
+            mine = [inode for inode in dirty if not inode.writers and self._names(inode, directory, prefix)]
+            for inode in mine:
+                self.changes.queue(inode)
+            for inode in mine:
+                await self.sync(inode)
 
     @staticmethod
     def _names(inode: Inode, directory: Inode, prefix: str) -> bool:
-        if inode is directory or (inode.linked and inode.parent is directory):
-            return True
+        """Whether the inode is the directory, is in it, or has its object in it still."""
         remote = inode.remote
-        gone = remote is not None and not inode.opens and remote.key.startswith(prefix)
-        return gone and "/" not in remote.key[len(prefix) :].rstrip("/") if remote is not None else False
+        if remote is None or inode.opens or not remote.key.startswith(prefix):
+            return inode is directory or (inode.linked and inode.parent is directory)
+        return "/" not in remote.key[len(prefix) :].rstrip("/")
 
     async def drain(self, progress: Callable[[], None] = lambda: None, *, give_up: bool = False) -> list[Inode]:
         """Brings everything that is dirty now to the bucket and gives what the server refuses for good.
