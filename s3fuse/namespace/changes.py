@@ -100,8 +100,8 @@ class Changes:
     def _hand_back(self, key: str) -> None:
         """A name was given up: an older object at its key, kept until the name's new one came, goes after all."""
         older = self.inodes.displaced.get(key)
-        if older is not None and not older.linked:
-            self.queue(older)
+        if older is not None and not older.linked and older.number not in self._entry:
+            self.settle(older)
 
     def doubt(self, inode: Inode) -> None:
         """An operation that failed may have written a key that the inode no longer wants: whatever it did is undone."""

@@ -102,7 +102,7 @@ class Deletes:
         while len(left) >= LISTED_KEYS:
             page = await self.store.list_page(folder, start_after=left[0][:-1])
             there.update((info.key, info) for info in page.objects if info.key in files and files[info.key].etag)
-            # Each round decides some, whatever the page shows: keys far apart in a large directory are asked for singly.
+            # Each round decides some, whatever the page shows: keys far apart in a large folder are asked for singly.
             await self._look_singly(left[:LISTED_KEYS], there)
             left = [key for key in left[LISTED_KEYS:] if key not in there]
         await self._look_singly(left, there)

@@ -149,8 +149,8 @@ class Directories:
         prefix = self.inodes.key(directory)
         token: str | None = None
         hidden = 0
+        started = time.monotonic()
         while True:
-            started = time.monotonic()
             page = await self.store.list_page(prefix, delimiter="", token=token)
             for info in page.objects:
                 hidden += not self._merge.below(directory, info.key[len(prefix) :], info, started)
@@ -231,7 +231,9 @@ class Directories:
             asked = time.monotonic()
             page = await self.store.list_page(prefix, token=token)
             count += 1
-            hidden += self._merge.page(directory, prefix, page, asked, seen)
+            shown = self._merge.page(directory, page, started, asked)
+            seen.update(shown.files, shown.directories)
+            hidden += shown.hidden
             token = page.next_token
             if token is None or count == pages:
                 break

@@ -27,20 +27,27 @@ class Merge:
         self.defaults = defaults
         self.ttl_s = ttl_s
 
-    def page(self, directory: Inode, prefix: str, page: Page, started: float, seen: set[str]) -> int:
-        shown = keys.shown(page, prefix)
+    def page(self, directory: Inode, page: Page, started: float, asked: float) -> keys.Shown:
+        """Merges one page of a listing; gives what it shows.
+
+        Later pages may come from a snapshot that the server made for the first one, so `started`, when the listing
+        began, says what they can know; they are good from `asked`, when the page was asked for.
+        """
+        shown = keys.shown(page, self.inodes.key(directory))
         if shown.marker is not None:
             self.marker(directory, shown.marker, started)
-        reserved = keys.RESERVED if directory.parent is None else None
+        if directory.parent is None:
+            shown.directories.pop(keys.RESERVED, None)
+            shown.files.pop(keys.RESERVED, None)
         for name, info in shown.files.items():
-            if name != reserved:
-                seen.add(name)
-                self.object(directory, name, info, started)
+            self.object(directory, name, info, started)
         for name in shown.directories:
-            if name != reserved:
-                seen.add(name)
-                self.prefix(directory, name, started)
-        return shown.hidden
+            self.prefix(directory, name, started)
+        for name in (*shown.files, *shown.directories):
+            child = directory.children.get(name)
+            if child is not None and not child.dirty:
+                child.valid_until = max(child.valid_until, asked + self.ttl_s)
+        return shown
 
     def believable(self, inode: Inode, started: float) -> bool:
         """Whether an answer asked for at `started` can be newer than what we did to this inode."""
