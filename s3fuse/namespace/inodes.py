@@ -279,8 +279,8 @@ class Inodes:
 
     def leave_what_is_not_there(self) -> None:
         """`leave` for every directory that was removed or renamed before the journal was read."""
-        for key in list(self._displaced_below):
-            if self.at(key) is None:
+        for key in self.displaced:
+            if key.endswith("/") and self.at(key) is None:
                 self._left[key] = time.monotonic()
 
     def at(self, key: str) -> Inode | None:

@@ -125,8 +125,10 @@ class Bucket:
         self.client.remove_object(self.name, key)
 
     def keys(self, prefix: str = "") -> set[str]:
+        """All keys, but on SeaweedFS not what s3fuse keeps of directories, since their markers have no metadata there."""
         found = self.client.list_objects(self.name, prefix=prefix, recursive=True)
-        return {item.object_name for item in found if item.object_name}
+        hidden = ".s3fuse/directories/" if self.server.kind == "seaweedfs" else "\0"
+        return {item.object_name for item in found if item.object_name and not item.object_name.startswith(hidden)}
 
     def each(self, work: Callable[[T], R], items: Sequence[T], threads: int = 8) -> list[R]:
         with ThreadPoolExecutor(threads) as pool:
