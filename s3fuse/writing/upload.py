@@ -15,7 +15,7 @@ import trio
 from s3fuse.errors import StoreError
 from s3fuse.store.base import Bytes, Condition, Part
 from s3fuse.writing.layers import BASE
-from s3fuse.writing.plan import CopyPart, Limits, Multipart, SendPart, plan_upload
+from s3fuse.writing.plan import CopyPart, Limits, Multipart, SendPart, SinglePut, plan_upload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -94,10 +94,14 @@ async def upload(store: Store, version: Version, target: Target, limits: Limits)
     Raises StoreError; OSError(EFBIG) above the store's largest object, OSError(EIO) where staging was damaged.
     """
     plan = plan_upload(version.pieces, version.size_bytes, limits)
+    in_memory = version.size_bytes <= CHUNK_BYTES
+    if not in_memory and isinstance(plan, SinglePut) and any(piece.source == BASE for piece in version.pieces):
+        # MinIO locks the key for as long as a conditional PUT lasts: reading the base for its body would wait for it.
+        plan = Multipart((SendPart(0, version.size_bytes),))
     if isinstance(plan, Multipart):
         return await _multipart(store, version, target, plan)
     body: Body = Range(store, version, 0, version.size_bytes)
-    if version.size_bytes <= CHUNK_BYTES:
+    if in_memory:
         body = Bytes(b"".join([bytes(chunk) async for chunk in body.chunks()]))
     return await store.put(
         target.key, body, metadata=target.metadata, headers=target.headers, condition=target.condition
