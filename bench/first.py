@@ -159,7 +159,7 @@ def show(title: str, other: str, ours: Seconds, theirs: Seconds) -> None:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory(prefix="bench-") as scratch, minio(Path(scratch, "server")) as server:
+    with tempfile.TemporaryDirectory(prefix="bench-") as scratch, minio(Path(scratch)) as server:
         base = Path(scratch)
         tree, big = base / "tree", base / "big"
         library = Path(sysconfig.get_path("stdlib"))

@@ -18,6 +18,7 @@ import trio
 
 from s3fuse import keys
 from s3fuse.errors import NotFound, StoreError
+from s3fuse.namespace.inodes import Listing
 from s3fuse.namespace.merge import Merge
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Directories:
         self.defaults = defaults
         self.ttl_s = ttl_s
         self.hidden: Counter[str] = Counter()  # directory key -> names that cannot be shown
+        self._away_until = 0.0  # the server did not answer: until then it is not asked about what is known
         self._loaded: dict[int, trio.Event] = {}
 
     # -- what callers ask
@@ -59,26 +61,36 @@ class Directories:
             known_absent = listing.complete and now < listing.valid_until and name not in directory.children
             if known_absent or listing.absent.get(name, 0.0) > now:
                 return None
-            await self._ask(directory.children.get(name), self._find(directory, name))
+            await self._ask(directory.children.get(name) or listing, self._find(directory, name))
             child = directory.children.get(name)
         if child is not None and (child.outdated or not child.attributes_known):
             await self._ask(child, self.learn(child))
             child = directory.children.get(name)
         return child
 
-    async def _ask(self, known: Inode | None, question: Coroutine[Any, Any, None]) -> None:
-        """Asks the bucket. While it does not answer, what was known stays good, so that cached data is served."""
-        if known is None or not known.attributes_known:
+    async def _ask(self, known: Inode | Listing | None, question: Coroutine[Any, Any, None]) -> None:
+        """Asks the bucket about an inode, or about a name that the last listing of its directory did not have.
+
+        While the bucket does not answer, what was known stays good, so that cached data is served and files are made.
+        """
+        if known is None or not (known.complete if isinstance(known, Listing) else known.attributes_known):
             await question
             return
-        try:
-            with trio.fail_after(PATIENCE_S):
-                await question
-        except (StoreError, trio.TooSlowError) as error:
-            if isinstance(error, StoreError) and not error.transient:
-                raise
-            log.info("%r may be out of date: %s", known, error or "the server does not answer")
-            known.outdated, known.valid_until = False, time.monotonic() + GRACE_S
+        if time.monotonic() < self._away_until:
+            question.close()
+        else:
+            try:
+                with trio.fail_after(PATIENCE_S):
+                    await question
+                return
+            except (StoreError, trio.TooSlowError) as error:
+                if isinstance(error, StoreError) and not error.transient:
+                    raise
+                log.info("what is known may be out of date: %s", str(error) or "the server does not answer")
+            self._away_until = time.monotonic() + GRACE_S
+        known.valid_until = time.monotonic() + GRACE_S
+        if not isinstance(known, Listing):
+            known.outdated = False
 
     def absent_for_s(self, directory: Inode, name: bytes) -> float:
         """How long the kernel may believe that there is no such name, after `lookup` said so."""

@@ -220,8 +220,8 @@ async def test_rm_rf_is_a_few_requests(bench: Bench) -> None:
     bench.counted()
     await rig.drained()
     counts = bench.counted()
-    assert counts.pop("delete_many", 0) <= 4
-    assert sum(counts.values()) <= 1  # the marker that was no longer wanted may have been sent and deleted
+    assert counts["delete_many"] <= 4
+    assert sum(counts.values()) <= 30  # what others changed is looked for by listings, not by a request for each file
     assert bench.keys() == []
     rig.check_clean()
 
