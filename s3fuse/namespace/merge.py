@@ -33,7 +33,8 @@ class Merge:
         Later pages may come from a snapshot that the server made for the first one, so `started`, when the listing
         began, says what they can know; they are good from `asked`, when the page was asked for.
         """
-        shown = keys.shown(page, self.inodes.key(directory))
+        here = tuple(info for info in page.objects if not self._hidden_by_us(info.key, started))
+        shown = keys.shown(dataclasses.replace(page, objects=here), self.inodes.key(directory))
         if shown.marker is not None:
             self.marker(directory, shown.marker, started)
         if directory.parent is None:

@@ -148,7 +148,7 @@ class Names:
         """Raises ENOTDIR, or ENOTEMPTY where anything is in it, also a key that cannot be shown."""
         if not directory.is_directory:
             fail(errno.ENOTDIR, directory.name)
-        if not directory.children:
+        if not any(child.dirty for child in directory.children.values()):
             await self.core.directories.load(directory)
         if directory.children or self.core.directories.hidden[self.core.inodes.key(directory)]:
             fail(errno.ENOTEMPTY, directory.name)

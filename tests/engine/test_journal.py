@@ -1,0 +1,260 @@
+"""The journal: what is recorded comes back, for the same bucket and one process at a time."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3fuse.errors import UserError
+from s3fuse.writing import journal as journal_module
+from s3fuse.writing.extents import Extents
+from s3fuse.writing.journal import (
+    Journal,
+    NodeRow,
+    StagedLayer,
+    decode_map,
+    decode_xattrs,
+    encode_map,
+    encode_xattrs,
+)
+from s3fuse.writing.layers import Layer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+STORE = "http://server/bucket/prefix/"
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    journal = Journal(tmp_path, STORE)
+    yield journal
+    journal.close()
+
+
+def reopened(journal: Journal) -> Journal:
+    """The journal as another process finds it after a crash: everything was committed."""
+    journal.close()
+    journal.__init__(journal.directory, STORE)  # type: ignore[misc]
+    return journal
+
+
+def row(number: int, key: str | None, **changes: object) -> NodeRow:
+    values: dict[str, object] = dict.fromkeys(NodeRow._fields, 0)
+    values |= {"number": number, "key": key, "xattrs": "{}", "target": None, "token": f"token-{number}"}
+    values |= {name: None for name in NodeRow._fields if name.startswith("remote_")}
+    return NodeRow(**(values | changes))  # type: ignore[arg-type]
+
+
+def layer(generation: int = 0, ranges: tuple[tuple[int, int], ...] = (), below: int = 0, size: int = 0) -> Layer:
+    extents = Extents(ranges)
+    return Layer(generation, extents, below, max(size, extents.end))
+
+
+def test_rows_come_back(journal: Journal) -> None:
+    rows = [
+        row(9, None, remote_key="gone", remote_etag="e", remote_size=3, remote_metadata='{"a": "b"}'),
+        row(2, "d/", mode=0o40755, mtime_ns=-(2**63), atime_ns=2**63 - 1),
+        row(3, "d/ä\n'\"", xattrs=encode_xattrs({"user.x": b"\0\xff"}), size=5 << 40),
+        row(4, "d/link", target=b"to/\xff\0"),
+    ]
+    for entry in reversed(rows):
+        journal.put_node(entry)
+    assert reopened(journal).nodes() == [rows[0], rows[1], rows[3], rows[2]]
+    journal.put_node(rows[2]._replace(size=1))
+    journal.drop_node(4)
+    assert reopened(journal).nodes() == [rows[0], rows[1], rows[2]._replace(size=1)]
+
+
+def test_parents_come_before_what_is_in_them(journal: Journal) -> None:
+    keys = ["d/s/x", "d-e/x", "d/s/", "d!", "d/", "d-e/", "d/s!"]
+    for number, key in enumerate(keys, 2):
+        journal.put_node(row(number, key))
+    found = [entry.key for entry in journal.nodes()]
+    assert sorted(filter(None, found)) == sorted(keys)
+    for key in keys:
+        for above in keys:
+            if above.endswith("/") and key.startswith(above) and key != above:
+                assert found.index(above) < found.index(key)
+
+
+def test_layers_come_back(journal: Journal) -> None:
+    one = StagedLayer(layer(0, ((0, 10), (20, 30), (40, 41)), below=15, size=50), "t-1", 7)
+    two = StagedLayer(layer(1, ((5, 6),), below=50, size=50), "t-2", None)
+    empty = StagedLayer(layer(0, (), below=3, size=3), "t-3", 0)
+    journal.replace_layer(two, 5)
+    journal.replace_layer(one, 5)
+    journal.replace_layer(empty, 6)
+    assert reopened(journal).layers() == {5: [one, two], 6: [empty]}
+    journal.replace_layer(one._replace(layer=layer(0, ((0, 1),))), 5)
+    assert journal.layers()[5][0].layer == layer(0, ((0, 1),))
+    journal.drop_layer(5, 0)
+    assert reopened(journal).layers() == {5: [two], 6: [empty]}
+
+
+def test_ranges_grow_by_rows(journal: Journal) -> None:
+    journal.put_layer(StagedLayer(layer(0, ((0, 10),)), "t", 0), 5, 0, 10)
+    journal.extend(5, 0, 0, 20)
+    second = journal.add_staged(5, 0, 100, 110)
+    third = journal.add_staged(5, 0, 50, 60)
+    journal.extend(5, 0, second, 200)
+    assert third != second
+    assert reopened(journal).layers() == {5: [StagedLayer(layer(0, ((0, 20), (50, 60), (100, 200))), "t", 0)]}
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 200), st.integers(1, 50)), max_size=30))
+def test_any_sequence_of_ranges(changes: list[tuple[int, int, int]]) -> None:
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        journal = Journal(Path(folder), STORE)
+        try:
+            expected = Extents([(0, 1)])
+            journal.put_layer(StagedLayer(layer(0, ((0, 1),)), "t", 0), 5, 0, 1)
+            last, stop = 0, 1
+            for extend, start, length in changes:
+                if extend:
+                    start = stop
+                    journal.extend(5, 0, last, stop := stop + length)
+                else:
+                    last = journal.add_staged(5, 0, start, stop := start + length)
+                expected.add(start, stop)
+            found = reopened(journal).layers()[5][0].layer
+            assert found.extents == expected
+            assert found.size_bytes == expected.end
+        finally:
+            journal.close()
+
+
+def test_layers_of_files_without_a_row_are_forgotten(journal: Journal) -> None:
+    journal.put_node(row(5, "f"))
+    for number in (5, 6):
+        journal.replace_layer(StagedLayer(layer(0, ((0, 1), (5, 6))), "t", number), number)
+    journal.drop_layers_without_node()
+    assert set(reopened(journal).layers()) == {5}
+
+
+def test_transaction_is_all_or_nothing(journal: Journal) -> None:
+    with pytest.raises(ValueError, match="halfway"), journal.transaction():
+        journal.put_node(row(2, "a"))
+        raise ValueError("halfway")
+    assert journal.nodes() == []
+    with journal.transaction():
+        journal.put_node(row(2, "a"))
+        journal.put_node(row(3, "b"))
+    assert len(reopened(journal).nodes()) == 2
+
+
+def test_killed_process_loses_nothing_that_it_recorded(tmp_path: Path) -> None:
+    code = """
+import os, sys
+from pathlib import Path
+from tests.engine.test_journal import STORE, row
+from s3fuse.writing.journal import Journal
+journal = Journal(Path(sys.argv[1]), STORE)
+for number in range(100):
+    journal.put_node(row(number, f"key-{number:03}"))
+with journal.transaction():
+    journal.put_node(row(1000, "not committed"))
+    os.kill(os.getpid(), 9)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], timeout=60, check=False)
+    assert done.returncode == -9
+    journal = Journal(tmp_path, STORE)
+    assert [entry.key for entry in journal.nodes()] == [f"key-{number:03}" for number in range(100)]
+    journal.close()
+
+
+def test_checkpoint_empties_the_wal(journal: Journal) -> None:
+    for number in range(300):
+        journal.put_node(row(number, "x" * 100 + str(number)))
+    journal.sync()
+    before = journal.wal_bytes
+    journal.checkpoint()
+    for number in range(10):
+        journal.put_node(row(number, "y"))
+    assert before > 100_000
+    assert journal.wal_bytes <= before  # the WAL is written from its beginning again
+    assert len(reopened(journal).nodes()) == 300
+
+
+def test_second_process_is_refused(journal: Journal) -> None:
+    code = "import sys; from pathlib import Path; from s3fuse.writing.journal import Journal; Journal(Path(sys.argv[1]), 'x')"
+    command = [sys.executable, "-c", code, str(journal.directory)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "UserError" in done.stderr
+    assert "in use by another mount" in done.stderr
+    journal.put_node(row(2, "still works"))
+
+
+def test_lock_ends_with_close(tmp_path: Path) -> None:
+    Journal(tmp_path, STORE).close()
+    Journal(tmp_path, STORE).close()
+
+
+def test_other_bucket_is_refused_and_named(tmp_path: Path) -> None:
+    Journal(tmp_path, STORE).close()
+    with pytest.raises(UserError, match="belongs to http://server/bucket/prefix/, not to http://server/other/"):
+        Journal(tmp_path, "http://server/other/")
+    Journal(tmp_path, STORE).close()  # the refusal left no lock behind
+
+
+def test_other_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Journal(tmp_path, STORE).close()
+    monkeypatch.setattr(journal_module, "FORMAT", journal_module.FORMAT + 1)
+    with pytest.raises(UserError, match="journal format"):
+        Journal(tmp_path, STORE)
+    monkeypatch.undo()
+    Journal(tmp_path, STORE).close()
+
+
+def test_older_format_with_other_columns_is_refused_as_such(tmp_path: Path) -> None:
+    """The format is looked at before anything that depends on it."""
+    Journal(tmp_path, STORE).close()
+    database = sqlite3.connect(tmp_path / "journal.sqlite")
+    database.executescript("DROP TABLE node; CREATE TABLE node (number INTEGER); UPDATE identity SET format = 0")
+    database.close()
+    with pytest.raises(UserError, match="journal format 0"):
+        Journal(tmp_path, STORE)
+
+
+def test_file_that_is_no_journal_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "journal.sqlite").write_bytes(b"not a database, but 16 bytes and more" * 100)
+    with pytest.raises(UserError, match="cannot be read"):
+        Journal(tmp_path, STORE)
+    assert (tmp_path / "journal.sqlite").read_bytes().startswith(b"not a database")
+
+
+def test_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be used"):
+        Journal(tmp_path / "file" / "cache", STORE)
+
+
+def test_directory_is_private(tmp_path: Path) -> None:
+    mask = os.umask(0)
+    try:
+        Journal(tmp_path / "a" / "cache", STORE).close()
+    finally:
+        os.umask(mask)
+    assert (tmp_path / "a" / "cache").stat().st_mode & 0o777 == 0o700
+
+
+@given(st.dictionaries(st.text(), st.text()) | st.none())
+def test_maps(values: dict[str, str] | None) -> None:
+    assert decode_map(encode_map(values)) == values
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.binary()))
+def test_xattrs(xattrs: dict[str, bytes]) -> None:
+    assert decode_xattrs(encode_xattrs(xattrs)) == xattrs
