@@ -32,6 +32,7 @@ FILES = 2000
 NAMES = 5000
 BIG_BYTES = 1 << 30
 RUNS = 3
+S3FUSE = str(Path(sys.executable).with_name("s3fuse"))
 Seconds = dict[str, float]
 
 
@@ -61,13 +62,16 @@ def null_mount(mountpoint: Path) -> Iterator[None]:
 @contextmanager
 def s3fuse_mount(server: Server, bucket: str, mountpoint: Path, cache: Path, *options: str) -> Iterator[None]:
     """Unmounting it waits until everything is in the bucket."""
-    s3fuse = str(Path(sys.executable).with_name("s3fuse"))
     place = (bucket, str(mountpoint), "--create-bucket", "--cache-dir", str(cache))
-    run(s3fuse, "mount", *place, *options, env=server.environment)
+    run(S3FUSE, "mount", *place, *options, env=server.environment)
     try:
         yield
     finally:
-        run(s3fuse, "umount", str(mountpoint))
+        run(S3FUSE, "umount", str(mountpoint))
+
+
+def flush(mountpoint: Path) -> None:
+    run(S3FUSE, "flush", str(mountpoint))
 
 
 @contextmanager
@@ -107,8 +111,11 @@ def list_long(folder: Path) -> None:
         os.lstat(entry.path)
 
 
-def request_cost(mountpoint: Path) -> Seconds:
-    """Seconds of: create, write 4 KiB and close `FILES` files; `ls -l` of `NAMES` names that are known."""
+def request_cost(mountpoint: Path, settle: Callable[[], None] = lambda: None) -> Seconds:
+    """Seconds of: create, write 4 KiB and close `FILES` files; `ls -l` of `NAMES` names that are known.
+
+    `settle` waits until the mount has nothing to do.
+    """
     folder = mountpoint / f"small-{time.time_ns()}"
     folder.mkdir()
     create = timed(lambda: small_files(folder))
@@ -116,6 +123,7 @@ def request_cost(mountpoint: Path) -> Seconds:
     listed.mkdir()
     for index in range(NAMES):
         (listed / f"n{index}").touch()
+    settle()
     list_long(listed)
     return {
         f"create + write 4 KiB + close of {FILES} files": create,
@@ -177,7 +185,7 @@ def main() -> None:
                 cost["null"].append(request_cost(base / f"m{number}"))
             options = ("--attr-ttl", "60")  # the do-nothing filesystem's answers are good for a minute too
             with s3fuse_mount(server, f"cost-{number}", base / f"m{number}", base / f"cost-{number}", *options):
-                cost["ours"].append(request_cost(base / f"m{number}"))
+                cost["ours"].append(request_cost(base / f"m{number}", partial(flush, base / f"m{number}")))
 
             client.make_bucket(f"s3fs-{number}")
             peer["ours"].append(copies(partial(fresh_s3fuse, server, f"ours-{number}"), tree, big))

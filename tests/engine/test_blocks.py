@@ -219,8 +219,9 @@ async def test_many_readers_of_pairs_in_a_full_cache(nursery: trio.Nursery) -> N
     done: list[int] = []
 
     async def read(start: int) -> None:
-        assert bytes(await cache.read(infos["g"], start, start + BLOCK_BYTES + 9)) == (
-            expected[start : start + BLOCK_BYTES + 9]
+        assert (
+            bytes(await cache.read(infos["g"], start, start + BLOCK_BYTES + 9))
+            == (expected[start : start + BLOCK_BYTES + 9])
         )
         done.append(start)
 

@@ -434,7 +434,9 @@ class LatePages(MemoryStore):
         return page
 
 
-@pytest.mark.parametrize("what", ["create", "create and forget", "rewrite", "unlink", "rename", "mkdir", "rmdir", "chmod"])
+@pytest.mark.parametrize(
+    "what", ["create", "create and forget", "rewrite", "unlink", "rename", "mkdir", "rmdir", "chmod"]
+)
 async def test_listing_begun_before_a_change_arrived_does_not_undo_it(
     bench: Bench, nursery: trio.Nursery, what: str
 ) -> None:

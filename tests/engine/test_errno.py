@@ -47,9 +47,7 @@ async def test_answer_passes() -> None:
 
 
 @pytest.mark.parametrize("kind", store_errors())
-async def test_every_store_error_has_an_errno(
-    kind: type[errors.StoreError], caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_every_store_error_has_an_errno(kind: type[errors.StoreError], caplog: pytest.LogCaptureFixture) -> None:
     assert kind in ERRNO
     with caplog.at_level(logging.INFO, "s3fuse"):
         assert await errno_of(kind("the reason", "key")) == ERRNO[kind]

@@ -222,9 +222,7 @@ class World:
         if index in self.handles:
             handle, node = self.handles[index]
             self.touched.update(path for path in THEIRS if self.tree.nodes.get(path) is node)
-            await self.both(
-                lambda: self.rig.files.write(handle, offset, data), lambda: self._write(node, offset, data)
-            )
+            await self.both(lambda: self.rig.files.write(handle, offset, data), lambda: self._write(node, offset, data))
 
     async def do_pread(self, index: int) -> None:
         if index not in self.handles:
@@ -446,3 +444,19 @@ def test_model_where_listings_have_no_metadata(
     script: list[tuple[str, tuple[Any, ...]]], ttl_s: float, seed: int
 ) -> None:
     play(script, ttl_s, minio=False, seed=seed)
+
+
+#: Scripts that once failed, shortest form.
+ONCE_FAILED: list[list[tuple[str, tuple[Any, ...]]]] = [
+    [("unlink", ("d/b",)), ("crash", ("now", 0, False))],
+    [("rmdir", ("e",)), ("touch", ("e",)), ("fsync", ("e",)), ("mkdir", ("e/a",))],
+    [("rmdir", ("e",)), ("touch", ("e",)), ("crash", ("cut", 1, True))],
+    [("create", ("b", Blob(20_000, 1))), ("crash", ("cut", 1, False))],
+]
+
+
+@pytest.mark.parametrize("minio", [True, False])
+@pytest.mark.parametrize("ttl_s", [0.0, 1000.0])
+@pytest.mark.parametrize("script", ONCE_FAILED)
+def test_what_once_failed(script: list[tuple[str, tuple[Any, ...]]], ttl_s: float, minio: bool) -> None:
+    play(script, ttl_s, minio=minio, seed=0)

@@ -88,9 +88,7 @@ async def test_ctime_alone_is_not_worth_a_request(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("natural", [False, True])
-async def test_rename_over_is_one_conditional_put(
-    bench: Bench, natural: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_rename_over_is_one_conditional_put(bench: Bench, natural: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also in the order in which changes settle by themselves: nobody ever sees the name missing."""
     rig = await bench.rig()
     await rig.put("f", b"old")
@@ -331,9 +329,7 @@ async def test_rename_while_the_first_upload_is_under_way(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("how", ["unlink", "rename over"])
-async def test_fsync_ends_when_the_file_is_unlinked_meanwhile(
-    bench: Bench, nursery: trio.Nursery, how: str
-) -> None:
+async def test_fsync_ends_when_the_file_is_unlinked_meanwhile(bench: Bench, nursery: trio.Nursery, how: str) -> None:
     rig = await bench.rig()
     handle = await rig.create("f")
     await rig.files.write(handle, 0, b"data")
@@ -769,9 +765,7 @@ async def test_source_of_a_rename_that_somebody_replaced_meanwhile(bench: Bench,
     rig.check_clean()
 
 
-async def test_theirs_is_shown_after_we_stepped_aside(
-    bench: Bench, clock: Clock, expected_log: list[str]
-) -> None:
+async def test_theirs_is_shown_after_we_stepped_aside(bench: Bench, clock: Clock, expected_log: list[str]) -> None:
     """Also where the file was renamed away and back before."""
     expected_log.append(CONFLICT)
     rig = await bench.rig()
