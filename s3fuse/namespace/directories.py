@@ -225,9 +225,12 @@ class Directories:
             await loading.wait()
             return False
         done = self._loaded[directory.number] = trio.Event()
+        listing = directory.folder()
+        listing.listed_by += 1
         try:
             await self._list_pages(directory, pages)
         finally:
+            listing.listed_by -= 1
             del self._loaded[directory.number]
             done.set()
         return True

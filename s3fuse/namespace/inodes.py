@@ -29,13 +29,14 @@ ROOT = 1
 class Listing:
     """What is known of a directory's names beyond `Inode.children`. Times are `time.monotonic()` seconds."""
 
-    __slots__ = ("absent", "complete", "pages", "probes", "valid_until")
+    __slots__ = ("absent", "complete", "listed_by", "pages", "probes", "valid_until")
 
     def __init__(self) -> None:
         self.complete = False  # children held every name at the last listing
         self.valid_until = 0.0
         self.pages = 1  # how many pages a full listing is thought to take
         self.probes = 0  # single names asked since the last listing
+        self.listed_by = 0  # listings under way
         self.absent: dict[str, float] = {}  # name -> until when it is known not to be there
 
     @property
@@ -324,6 +325,8 @@ class Inodes:
         parent = inode.parent
         if inode.linked and parent is not None and parent.listing is not None:
             if parent.listing.complete and time.monotonic() < parent.listing.valid_until:
+                return
+            if parent.listing.listed_by:  # it may have begun before this name was in the bucket
                 return
             parent.listing.complete = False
             self.unlink(inode)

@@ -105,19 +105,18 @@ class Merge:
 
     def prefix(self, directory: Inode, name: str, started: float) -> None:
         child = directory.children.get(name)
-        if child is None:
-            key = keys.join(self.inodes.key(directory), name) + "/"
-            if self.inodes.is_leaving(key, started):
-                return
-        elif child.is_directory:
+        if child is not None and child.is_directory:
             if self.believable(child, started) and time.monotonic() >= child.valid_until:
                 child.outdated = True  # its marker is asked for when somebody wants the attributes
                 child.valid_until = started + self.ttl_s
             return
-        elif not self.believable(child, started):
+        key = keys.join(self.inodes.key(directory), name) + "/"
+        if self.inodes.is_leaving(key, started):
             return
-        else:
-            self.vanish(child)  # a directory shadows a file of the same name
+        if child is not None:  # a directory shadows a file of the same name
+            if not self.believable(child, started):
+                return
+            self.vanish(child)
         self._add_directory(directory, name, started)
 
     def _add_directory(self, directory: Inode, name: str, started: float) -> Inode:

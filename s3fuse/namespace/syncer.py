@@ -65,6 +65,7 @@ class Syncer:
         self.conflicts = Conflicts(store, inodes, changes)
         self.deletes = Deletes(store, inodes, changes)
         self.last_error = ""
+        self._started_ns = time.time_ns()
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
         self._failures: dict[int, int] = {}
@@ -139,7 +140,7 @@ class Syncer:
 
     def _postpone(self, inode: Inode, error: Exception) -> None:
         """Tells who waits, and tries again later: at once, then after up to a minute."""
-        if isinstance(error, StoreError) and not error.transient:
+        if not (isinstance(error, StoreError) and error.transient):
             self._hopeless.add(inode.number)
         failures = self._failures[inode.number] = self._failures.get(inode.number, 0) + 1
         self.last_error = f"{inode.name or inode.number}: {error}"
@@ -275,12 +276,21 @@ class Syncer:
     async def _upload(self, inode: Inode, key: str) -> None:
         data = inode.data
         assert data is not None
+        if data.from_journal:
+            await self._abort_leftovers(key)
+            data.from_journal = False
         data.freeze()
         version = inode.version if len(data.layers) == 1 else inode.version - 1
         frozen = Version.frozen(data, inode.remote)
         target = await self._target(inode, key)
         etag = await upload(self.store, frozen, target, self.limits)
         self._arrived(inode, target, etag, frozen.size_bytes, version)
+
+    async def _abort_leftovers(self, key: str) -> None:
+        """Ends multipart uploads of this key that a process before this one has left in the bucket."""
+        for found in await self.store.list_uploads(key):
+            if found.key == key and found.initiated_ns < self._started_ns:
+                await self.store.multipart_abort(key, found.upload_id)
 
     async def _create(self, inode: Inode, key: str) -> None:
         """Writes what has no staged bytes: directory markers, symlinks, special and empty files."""

@@ -9,6 +9,7 @@ version, whatever programs write meanwhile.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from contextlib import suppress
@@ -83,7 +84,20 @@ class Staging:
 class DirtyFile:
     """What one regular file has on top of its object: layers, oldest first. Sizes and offsets in bytes."""
 
-    __slots__ = ("_fds", "_row", "_run", "_slots", "base_bytes", "frozen", "layers", "number", "staging", "tokens")
+    __slots__ = (
+        "_fds",
+        "_journaled",
+        "_row",
+        "_run",
+        "_slots",
+        "base_bytes",
+        "from_journal",
+        "frozen",
+        "layers",
+        "number",
+        "staging",
+        "tokens",
+    )
 
     def __init__(self, staging: Staging, number: int, base_bytes: int) -> None:
         self.staging = staging
@@ -91,9 +105,11 @@ class DirtyFile:
         self.base_bytes = base_bytes
         self.layers: list[Layer] = []
         self.tokens: list[str] = []
+        self.from_journal = False  # an earlier process may have begun to upload it
         self.frozen = False  # layers[0] is being uploaded and must not change
         self._slots: dict[int, int] = {}  # generation -> slot
         self._fds: dict[int, int] = {}  # generation -> its own file
+        self._journaled: set[int] = set()  # generations that have a row
         self._row, self._run = 0, (-1, -1)  # the journal row that the last write extended, and its range
 
     @classmethod
@@ -103,11 +119,12 @@ class DirtyFile:
         for staged in layers:
             self.layers.append(staged.layer)
             self.tokens.append(staged.token)
+            self._journaled.add(staged.layer.generation)
             if staged.slot is not None:
                 self._slots[staged.layer.generation] = staged.slot
             staging.staged_bytes += staged.layer.extents.total_bytes
         # The oldest layer may be in the bucket already, unknown to the journal: what is written now must not join it.
-        self.frozen = bool(layers)
+        self.frozen = self.from_journal = bool(layers)
         return self
 
     def damage(self) -> list[str]:
@@ -129,23 +146,23 @@ class DirtyFile:
     def staged_bytes(self) -> int:
         return sum(layer.extents.total_bytes for layer in self.layers)
 
-    def _top(self) -> tuple[Layer, bool]:
-        """The layer that takes changes, and whether it is new: there was none, or the only one is frozen."""
+    def _top(self) -> Layer:
+        """The layer that takes changes: a new one where there was none, or the only one is frozen."""
         if self.layers and not (self.frozen and len(self.layers) == 1):
-            return self.layers[-1], False
+            return self.layers[-1]
         layer = Layer(self.layers[-1].generation + 1 if self.layers else 0, Extents(), self.size, self.size)
         self.layers.append(layer)
         self.tokens.append(self.staging.new_token())
         self._slots[layer.generation] = self.staging.take_slot()
         self._run = (-1, -1)
-        return layer, True
+        return layer
 
     def write(self, offset: int, data: bytes) -> None:
         """Stages and journals one write. Raises OSError of the local disk; then nothing is acknowledged."""
-        layer, new = self._top()
+        layer = self._top()
         stop = offset + len(data)
         if stop > SLOT_BYTES and layer.generation in self._slots:
-            self._spill(layer, new)
+            self._spill(layer)
         fd, base = self._place(layer.generation)
         done = os.pwrite(fd, data, base + offset)
         while done < len(data):
@@ -156,8 +173,9 @@ class DirtyFile:
         layer.write(offset, stop)
         self.staging.staged_bytes += layer.extents.total_bytes - before
         journal = self.staging.journal
-        if new:
+        if layer.generation not in self._journaled:
             journal.put_layer(self._staged(layer), self.number, offset, stop)
+            self._journaled.add(layer.generation)
             self._row, self._run = 0, (offset, stop)
         elif offset == self._run[1]:
             journal.extend(self.number, layer.generation, self._row, stop)
@@ -167,7 +185,7 @@ class DirtyFile:
             self._run = (offset, stop)
 
     def truncate(self, size: int) -> None:
-        layer, _ = self._top()
+        layer = self._top()
         before = layer.extents.total_bytes
         layer.truncate(size)
         self._record(layer)
@@ -180,21 +198,27 @@ class DirtyFile:
     def _record(self, layer: Layer) -> None:
         """Journals the whole layer anew."""
         self.staging.journal.replace_layer(self._staged(layer), self.number)
+        self._journaled.add(layer.generation)
         self._run = (-1, -1)
 
-    def _spill(self, layer: Layer, new: bool) -> None:
-        """Moves a layer that outgrows its slot to a file of its own; the journal names one or the other."""
-        slot = self._slots[layer.generation]
-        pieces = [
-            (start, os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start))
-            for start, stop in layer.extents
-        ]
-        del self._slots[layer.generation]
-        fd, _ = self._place(layer.generation)
-        for start, data in pieces:
-            os.pwrite(fd, data, start)
-        if not new:
-            self._record(layer)
+    def _spill(self, layer: Layer) -> None:
+        """Moves a layer that outgrows its slot to a file of its own. Where that fails it stays where it was."""
+        generation = layer.generation
+        slot = self._slots.pop(generation)
+        try:
+            fd, _ = self._place(generation)
+            for start, stop in layer.extents:
+                data = os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)
+                if os.pwrite(fd, data, start) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.staging.path(self.number, generation))
+            if generation in self._journaled:
+                self._record(layer)
+        except BaseException:
+            self._slots[generation] = slot
+            if generation in self._fds:
+                os.close(self._fds.pop(generation))
+                os.unlink(self.staging.path(self.number, generation))
+            raise
         self.staging.give_slot(slot)
 
     def pieces(self, start: int, stop: int, layers: int | None = None) -> list[Piece]:
@@ -234,6 +258,7 @@ class DirtyFile:
 
     def _discard(self, layer: Layer) -> None:
         self.staging.journal.drop_layer(self.number, layer.generation)
+        self._journaled.discard(layer.generation)
         self.staging.staged_bytes -= layer.extents.total_bytes
         slot = self._slots.pop(layer.generation, None)
         if slot is not None:

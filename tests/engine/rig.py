@@ -11,11 +11,12 @@ import errno
 import os
 import stat
 import time
-from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast
 
+import pytest
 import trio
 
 from s3fuse.config import MountConfig
@@ -31,7 +32,8 @@ from s3fuse.writing.journal import Journal
 from s3fuse.writing.plan import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections import Counter
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from s3fuse.namespace.inodes import Inode
     from s3fuse.store.s3 import S3Store
@@ -374,7 +376,7 @@ class Bench:
         self.store.requests.clear()
         self.store.requests.update(before)
 
-    def keys(self) -> list[str]:
+    def listed(self) -> list[str]:
         return sorted(self.store._objects)
 
     def data(self, key: str) -> bytes:
@@ -389,6 +391,14 @@ class Bench:
         counts = dict(self.store.requests)
         self.store.requests.clear()
         return counts
+
+
+@contextmanager
+def fails(number: int) -> Iterator[None]:
+    """The block must raise OSError with this errno."""
+    with pytest.raises(OSError, match="Errno") as caught:
+        yield
+    assert caught.value.errno == number
 
 
 async def until(true: Callable[[], bool], timeout_s: float = 10.0) -> None:

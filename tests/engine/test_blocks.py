@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
@@ -18,7 +18,9 @@ from s3fuse.store.memory import MemoryStore
 from tests.engine.rig import gather, until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from s3fuse.store.base import Store
 
 LIMIT_BLOCKS = 64  # the least that a cache has
 
@@ -51,10 +53,10 @@ async def make(nursery: trio.Nursery, sizes: dict[str, int]) -> tuple[Cache, Fau
         await store.put(key, Bytes(content(size)), metadata={}, headers={})
     infos = {key: await store.head(key) for key in sizes}
     store.requests.clear()
-    return Cache(store, nursery, 0), store, infos
+    return Cache(cast("Store", store), nursery, 0), store, infos
 
 
-def reading(cache: BlockCache, info: ObjectInfo, start: int, stop: int) -> Callable[[], object]:
+def reading(cache: BlockCache, info: ObjectInfo, start: int, stop: int) -> Callable[[], Awaitable[bytes]]:
     async def read() -> bytes:
         return bytes(await cache.read(info, start, stop))
 
@@ -122,7 +124,7 @@ def test_slices(data: st.DataObject) -> None:
             cache, _, infos = await make(nursery, {"f": size})
             for start, stop in ahead:
                 cache.prefetch(infos["f"], start, stop)
-            results = await gather([reading(cache, infos["f"], *r) for r in ranges])  # type: ignore[misc]
+            results = await gather([reading(cache, infos["f"], *r) for r in ranges])
             assert results == [content(size)[start:stop] for start, stop in ranges]
             await until(lambda: all(block.fetch is None for block in cache._blocks.values()))
             cache.check_idle()

@@ -6,6 +6,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -28,7 +30,6 @@ from s3fuse.writing.layers import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 STORE = "http://server/bucket/prefix/"
 
@@ -112,9 +113,6 @@ def test_ranges_grow_by_rows(journal: Journal) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 200), st.integers(1, 50)), max_size=30))
 def test_any_sequence_of_ranges(changes: list[tuple[int, int, int]]) -> None:
-    import tempfile
-    from pathlib import Path
-
     with tempfile.TemporaryDirectory() as folder:
         journal = Journal(Path(folder), STORE)
         try:
@@ -143,10 +141,14 @@ def test_layers_of_files_without_a_row_are_forgotten(journal: Journal) -> None:
     assert set(reopened(journal).layers()) == {5}
 
 
+def _two_rows_of_which_one_is_wrong(journal: Journal) -> None:
+    journal.put_node(row(2, "a"))
+    journal.put_node(row(3, "b", mode=None))
+
+
 def test_transaction_is_all_or_nothing(journal: Journal) -> None:
-    with pytest.raises(ValueError, match="halfway"), journal.transaction():
-        journal.put_node(row(2, "a"))
-        raise ValueError("halfway")
+    with pytest.raises(sqlite3.IntegrityError), journal.transaction():
+        _two_rows_of_which_one_is_wrong(journal)
     assert journal.nodes() == []
     with journal.transaction():
         journal.put_node(row(2, "a"))
@@ -188,7 +190,7 @@ def test_checkpoint_empties_the_wal(journal: Journal) -> None:
 
 
 def test_second_process_is_refused(journal: Journal) -> None:
-    code = "import sys; from pathlib import Path; from s3fuse.writing.journal import Journal; Journal(Path(sys.argv[1]), 'x')"
+    code = "import sys, pathlib; from s3fuse.writing.journal import Journal; Journal(pathlib.Path(sys.argv[1]), 'x')"
     command = [sys.executable, "-c", code, str(journal.directory)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0

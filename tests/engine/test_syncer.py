@@ -12,13 +12,14 @@ import trio
 
 from s3fuse import attrs
 from s3fuse.errors import NotFound
-from s3fuse.store.base import Bytes
 from s3fuse.store.faulty import LOST, refused
 from s3fuse.store.memory import SEAWEEDFS, MemoryStore
-from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig, until
+from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig, fails, gather, until
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from s3fuse.store.base import Bytes
 
 CONFLICT = r"was changed by somebody else"
 
@@ -220,7 +221,7 @@ async def test_rm_rf_is_a_few_requests(bench: Bench) -> None:
     counts = bench.counted()
     assert counts["delete_many"] <= 4
     assert sum(counts.values()) <= 30  # what others changed is looked for by listings, not by a request for each file
-    assert bench.keys() == []
+    assert bench.listed() == []
     rig.check_clean()
 
 
@@ -242,11 +243,11 @@ async def test_a_key_that_delete_many_could_not_delete_is_tried_again(
         await rig.unlink(name)
     failed = await rig.drain()
     assert [inode.remote.key for inode in failed if inode.remote] == ["b"]
-    assert bench.keys() == ["b"]
+    assert bench.listed() == ["b"]
     assert await rig.ls() == []
     monkeypatch.undo()
     await rig.drained()
-    assert bench.keys() == []
+    assert bench.listed() == []
     rig.check_clean()
 
 
@@ -310,7 +311,7 @@ async def test_unlink_while_the_first_upload_is_under_way(bench: Bench) -> None:
         assert await rig.ls() == []
     await idle(rig)
     await rig.drained()
-    assert bench.keys() == []
+    assert bench.listed() == []
     rig.check_clean()
 
 
@@ -356,7 +357,7 @@ async def test_drain_ends_when_a_file_is_unlinked_meanwhile(bench: Bench, nurser
     assert results == [[]]
     rig.close(handle)
     await rig.drained()
-    assert bench.keys() == []
+    assert bench.listed() == []
     rig.check_clean()
 
 
@@ -370,7 +371,7 @@ async def test_written_while_it_uploads_is_sent_again_never_mixed(bench: Bench) 
         await gate.arrived()
         await rig.files.write(handle, 50, b"2" * 100)
         gate.release()
-        await until(lambda: "f" in bench.keys())
+        await until(lambda: "f" in bench.listed())
         await idle(rig)
         sent.append(bench.data("f"))
         assert await rig.pread(handle) == b"1" * 50 + b"2" * 100
@@ -527,7 +528,7 @@ async def test_set_aside_is_not_left_behind_by_a_crash(bench: Bench) -> None:
     await rig.unlink("f")
     await rig.put("f", b"new")
     await rig.drain()
-    assert len([key for key in bench.keys() if key.startswith(".s3fuse/")]) == 1
+    assert len([key for key in bench.listed() if key.startswith(".s3fuse/")]) == 1
     assert await rig.pread(handle) == b"old"
     await rig.restart()
     await rig.drained()
@@ -626,7 +627,7 @@ async def test_removed_directory_stays_removed_after_a_crash(bench: Bench) -> No
     rig.paused = False
     await rig.restart()
     await rig.drained()
-    assert bench.keys() == []
+    assert bench.listed() == []
     assert await rig.ls() == []
 
 
@@ -659,11 +660,10 @@ async def test_two_writers_of_a_new_name(bench: Bench, expected_log: list[str]) 
     await one.put("f", b"one")
     await two.put("f", b"two")
     await one.fsync("f")
-    with pytest.raises(OSError, match=".") as caught:
+    with fails(errno.EIO):
         await two.fsync("f")
-    assert caught.value.errno == errno.EIO
     await two.drained()
-    keys = bench.keys()
+    keys = bench.listed()
     assert keys[0] == "f"
     assert keys[1].startswith("f.conflict-")
     assert list(bench.contents().values()) == [b"one", b"two"]
@@ -683,14 +683,13 @@ async def test_two_writers_of_one_version(bench: Bench, clock: Clock, expected_l
     await one.write("f", b"one!")
     await two.write("f", b"two!")
     await one.fsync("f")
-    with pytest.raises(OSError, match=".") as caught:
+    with fails(errno.EIO):
         await two.fsync("f")
-    assert caught.value.errno == errno.EIO
     await two.drained()
     assert list(bench.contents().values()) == [b"one!", b"two!"]
     clock.advance(2000)
     assert await two.cat("f") == b"one!"
-    assert await one.ls() == bench.keys()
+    assert await one.ls() == bench.listed()
     two.check_clean()
 
 
@@ -700,11 +699,11 @@ async def test_fsync_of_the_directory_tells_of_a_conflict(bench: Bench, expected
     for name in "abc":
         await rig.put(name, b"ours")
     await bench.upload("a", b"theirs")
-    with pytest.raises(OSError, match="."):
+    with fails(errno.EIO):
         await rig.files.sync_directory(rig.core.inodes.root)
     await rig.drained()
     assert bench.data("a") == b"theirs"
-    assert len(bench.keys()) == 4
+    assert len(bench.listed()) == 4
 
 
 @pytest.mark.parametrize("queued", ["tree first", "victim first"])
@@ -760,7 +759,7 @@ async def test_source_of_a_rename_that_somebody_replaced_meanwhile(bench: Bench,
     await rig.rename("b", "c")
     await bench.upload("b2", b"x")
     rig.core.changes.queue(rig.dirty()[0])
-    await until(lambda: "c" in bench.keys())
+    await until(lambda: "c" in bench.listed())
     await rig.drained()
     rig.check_clean()
 
@@ -777,7 +776,7 @@ async def test_theirs_is_shown_after_we_stepped_aside(bench: Bench, clock: Clock
     await bench.upload("a", b"theirs")
     await rig.drain(rounds=3)
     clock.advance(2000)
-    assert await rig.ls() == bench.keys()
+    assert await rig.ls() == bench.listed()
     assert await rig.cat("a") == b"theirs"
     await rig.drained()
     rig.check_clean()
@@ -800,7 +799,7 @@ async def test_partly_written_and_base_gone_is_kept_and_told(bench: Bench, expec
     await rig.drained()
     await rig.write("f", b"B")
     await bench.upload("f", b"theirs")
-    with pytest.raises(OSError, match="."):
+    with fails(errno.EIO):
         await rig.fsync("f")
     assert bench.contents() == {"f": b"theirs"}
     [inode] = rig.dirty()
@@ -824,10 +823,8 @@ async def test_metadata_change_meets_another_version(bench: Bench, clock: Clock)
     await rig.drained()
     assert bench.contents() == {"f": b"theirs"}
     assert mode_in_bucket(bench, "f") == stat.S_IFREG | 0o600
-    try:
-        assert await rig.pread(handle) == b"Old version"
-    except OSError as error:
-        assert error.errno == errno.ESTALE
+    found = (await gather([lambda: rig.pread(handle)]))[0]
+    assert found == b"Old version" or (isinstance(found, OSError) and found.errno == errno.ESTALE)
     rig.close(handle)
     clock.advance(2000)
     assert await rig.cat("f") == b"theirs"
@@ -974,7 +971,7 @@ async def test_what_is_refused_for_good_does_not_hold_up_the_rest(bench: Bench) 
     assert len(failed) == 2
     assert all(inode.error for inode in failed)
     await rig.drained()
-    assert bench.keys() == ["f", "g"]
+    assert bench.listed() == ["f", "g"]
 
 
 async def test_local_fsync_sends_nothing(bench: Bench) -> None:
@@ -995,12 +992,12 @@ async def test_fsync_of_a_directory_sends_what_happened_in_it(bench: Bench) -> N
     await rig.put("d/moved", b"2")
     await rig.put("elsewhere", b"3")
     await rig.files.sync_directory(await rig.walk("d"))
-    assert bench.keys() == ["d/", "d/gone", "d/moved"]
+    assert bench.listed() == ["d/", "d/gone", "d/moved"]
     await rig.unlink("d/gone")
     await rig.rename("d/moved", "moved")
     await rig.put("d/new", b"4")
     await rig.files.sync_directory(await rig.walk("d"))
-    assert bench.keys() == ["d/", "d/new", "moved"]
+    assert bench.listed() == ["d/", "d/new", "moved"]
 
 
 async def test_writers_wait_at_the_dirty_limit(bench: Bench, nursery: trio.Nursery) -> None:

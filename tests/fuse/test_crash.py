@@ -1,6 +1,7 @@
 """What was acknowledged is in the bucket in the end: after SIGKILL and a new mount, after SIGTERM, after any umount.
 
-A server under SIGSTOP takes connections and answers nothing, so what is written stays pending until it goes on.
+A server under SIGSTOP takes connections and answers nothing, so what is written stays pending until it goes on. What the
+mount knows of the bucket is made to stay fresh meanwhile: a name can only be made where it is known to be free.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(120)
+FRESH = ("--attr-ttl", "1h")
 
 
 @pytest.fixture(scope="module", params=["minio", "seaweedfs"])
@@ -40,8 +42,10 @@ def own_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @contextmanager
-def silent(server: Server) -> Iterator[Callable[[], None]]:
-    """The server answers nothing until the block ends or the function given is called."""
+def silent(mount: Mount) -> Iterator[Callable[[], None]]:
+    """The server answers nothing until the block ends or the function given is called; the whole tree is known before."""
+    server = mount.server
+    run("ls", "-lR", mount.path)
     os.kill(server.pid, signal.SIGSTOP)
     try:
         yield lambda: os.kill(server.pid, signal.SIGCONT)
@@ -74,8 +78,8 @@ def settled(mount: Mount) -> None:
 @pytest.mark.parametrize("size_bytes", [0, 1, 100_000, 20 << 20])
 def test_new_file(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket], size_bytes: int) -> None:
     body = random.Random(4).randbytes(size_bytes)
-    mount = mounts.new(own_server)
-    with silent(own_server):
+    mount = mounts.new(own_server, *FRESH)
+    with silent(mount):
         (mount.path / "file").write_bytes(body)
         crash(mount)
     mount.start()
@@ -89,25 +93,18 @@ def test_new_file(own_server: Server, mounts: Mounts, buckets: Callable[..., Buc
 
 def test_write_without_close(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
     """What fsync-less write(2)s gave to the daemon survives it, though the file was never closed."""
-    mount = mounts.new(own_server)
-    with silent(own_server):
+    mount = mounts.new(own_server, *FRESH)
+    with silent(mount):
         file = os.open(mount.path / "file", os.O_CREAT | os.O_WRONLY)
         os.write(file, b"x" * 1000)
         # The kernel's writeback cache holds it until it is told; the server is needed for the upload alone.
-        os.sync_file_range(file, 0, 0, 7) if hasattr(os, "sync_file_range") else kernel.write_back(mount.path)
+        kernel.write_back(mount.path)
         crash(mount)
-        os.close(file) if _closes(file) else None
+        with suppress(OSError):
+            os.close(file)
     mount.start()
     settled(mount)
     assert buckets(own_server, mount.bucket).get("file") == b"x" * 1000
-
-
-def _closes(file: int) -> bool:
-    try:
-        os.fsync(file)
-    except OSError:
-        return True
-    return True
 
 
 def test_change_of_an_old_file(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
@@ -116,12 +113,10 @@ def test_change_of_an_old_file(own_server: Server, mounts: Mounts, buckets: Call
     bodies = {name: bytearray(random.Random(name).randbytes(200_000)) for name in ("middle", "append", "cut", "whole")}
     for name, body in bodies.items():
         bucket.put(name, bytes(body))
-    mount = mounts.new(own_server, bucket=bucket.name)
-    for name in bodies:
-        os.stat(mount.path / name)
+    mount = mounts.new(own_server, *FRESH, bucket=bucket.name)
     for name in bodies:
         (mount.path / name).read_bytes()
-    with silent(own_server):
+    with silent(mount):
         with (mount.path / "middle").open("r+b") as file:
             file.seek(99_999)
             file.write(b"changed")
@@ -141,7 +136,7 @@ def test_change_of_an_old_file(own_server: Server, mounts: Mounts, buckets: Call
 
 
 def test_names_and_attributes(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
-    mount = mounts.new(own_server)
+    mount = mounts.new(own_server, *FRESH)
     for name in ("renamed", "unlinked", "changed", "over", "target"):
         (mount.path / name).write_text(name)
     for name in ("emptied", "tree", "tree/sub", "gone"):
@@ -150,8 +145,7 @@ def test_names_and_attributes(own_server: Server, mounts: Mounts, buckets: Calla
         (mount.path / "tree/sub" / str(number)).write_text(str(number))
     (mount.path / "emptied/last").write_text("")
     mount.flush()
-    run("ls", "-lR", mount.path)
-    with silent(own_server):
+    with silent(mount):
         (mount.path / "made").mkdir()
         (mount.path / "made/in").mkdir()
         (mount.path / "made/in/file").write_text("in")
@@ -203,13 +197,13 @@ os.umask(UMASK)
 
 def test_two_crashes(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
     """What one crash left is still there after another that came before it was uploaded."""
-    mount = mounts.new(own_server)
-    with silent(own_server) as go_on:
+    mount = mounts.new(own_server, *FRESH)
+    with silent(mount) as go_on:
         (mount.path / "first").write_bytes(b"1" * 50_000)
         crash(mount)
         go_on()
-        mount.start("--max-requests", "2")
-        with silent(own_server):
+        mount.start()
+        with silent(mount):
             with (mount.path / "second").open("wb") as file:
                 file.write(b"2" * 50_000)
             crash(mount)
@@ -221,7 +215,7 @@ def test_two_crashes(own_server: Server, mounts: Mounts, buckets: Callable[..., 
 
 def test_crash_in_the_middle_of_uploads(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
     """Killed at a random moment while the server works: no file is lost, half, or left twice."""
-    mount = mounts.new(own_server)
+    mount = mounts.new(own_server, *FRESH)
     expected = {}
     for turn in range(4):
         writer = subprocess.Popen(
@@ -250,9 +244,9 @@ def test_remote_change_while_the_daemon_was_dead(own_server: Server, mounts: Mou
     """Both versions survive."""
     bucket = buckets(own_server)
     bucket.put("file", b"base")
-    mount = mounts.new(own_server, bucket=bucket.name)
+    mount = mounts.new(own_server, *FRESH, bucket=bucket.name)
     assert (mount.path / "file").read_bytes() == b"base"
-    with silent(own_server):
+    with silent(mount):
         (mount.path / "file").write_bytes(b"ours")
         crash(mount)
     bucket.put("file", b"theirs")
@@ -283,8 +277,8 @@ def check_drained(mount: Mount, bucket: Bucket, bodies: dict[str, bytes]) -> Non
 
 @pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "umount", "fusermount3", "s3fuse"])
 def test_every_end_drains(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket], how: str) -> None:
-    mount = mounts.new(own_server)
-    with silent(own_server):
+    mount = mounts.new(own_server, *FRESH)
+    with silent(mount):
         bodies = write_some(mount)
         assert mount.status()["pending"]["files"] >= len(bodies)
     if how.startswith("SIG"):
@@ -299,7 +293,7 @@ def test_every_end_drains(own_server: Server, mounts: Mounts, buckets: Callable[
 
 def test_sigterm_with_open_files(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
     """What was written is uploaded; later writes fail and do not hang."""
-    mount = mounts.new(own_server)
+    mount = mounts.new(own_server, *FRESH)
     mount.allowed.append("are still open; what their programs write from now on fails")
     with (mount.path / "open").open("wb", buffering=0) as file:
         file.write(b"before")
@@ -313,9 +307,9 @@ def test_sigterm_with_open_files(own_server: Server, mounts: Mounts, buckets: Ca
 
 def test_drain_timeout(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
     """The rest stays in the journal, the exit code and the text say so, and the next mount uploads it."""
-    mount = mounts.new(own_server)
+    mount = mounts.new(own_server, *FRESH)
     mount.allowed.append("not in the bucket yet: late ")
-    with silent(own_server):
+    with silent(mount):
         (mount.path / "late").write_bytes(b"late")
         start = time.monotonic()
         done = run(S3FUSE, "umount", "--drain-timeout", "1s", mount.path, check=False)
@@ -331,8 +325,8 @@ def test_drain_timeout(own_server: Server, mounts: Mounts, buckets: Callable[...
 
 
 def test_umount_of_a_dead_mount(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
-    mount = mounts.new(own_server)
-    with silent(own_server):
+    mount = mounts.new(own_server, *FRESH)
+    with silent(mount):
         (mount.path / "file").write_bytes(b"body")
         crash(mount)
     done = run(S3FUSE, "umount", mount.path, check=False)
@@ -346,9 +340,9 @@ def test_umount_of_a_dead_mount(own_server: Server, mounts: Mounts, buckets: Cal
 
 def test_flush_while_the_server_is_away(own_server: Server, mounts: Mounts) -> None:
     """flush says what is missing with exit code 1; cached data can be read meanwhile, and writes are taken."""
-    mount = mounts.new(own_server)
+    mount = mounts.new(own_server, *FRESH)
     (mount.path / "cached").write_bytes(b"cached")
-    with silent(own_server):
+    with silent(mount):
         (mount.path / "new").write_bytes(b"new")
         assert (mount.path / "new").read_bytes() == b"new"
         assert (mount.path / "cached").read_bytes() == b"cached"
@@ -357,8 +351,8 @@ def test_flush_while_the_server_is_away(own_server: Server, mounts: Mounts) -> N
 
 def test_staging_that_was_lost_is_not_uploaded_as_zeros(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
     """Damage is told, never hidden: no wrong byte reaches the bucket."""
-    mount = mounts.new(own_server)
-    with silent(own_server):
+    mount = mounts.new(own_server, *FRESH)
+    with silent(mount):
         (mount.path / "file").write_bytes(os.urandom(3 << 20))
         crash(mount)
     staging: Path = mount.cache / "staging"
