@@ -46,7 +46,7 @@ class Deletes:
                 self.changes.doubt(inode)
                 if not inode.opens and inode.remote is None:
                     self.forget(inode)
-        ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self._may_go(inode)}
+        ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self.may_go(inode)}
         # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
         early = self.inodes.with_more_below(list(ready))
         for key in early:
@@ -66,7 +66,7 @@ class Deletes:
                 self.forget(inode)
         return [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
 
-    def _may_go(self, inode: Inode) -> bool:
+    def may_go(self, inode: Inode) -> bool:
         """Not while somebody reads it, nor while the next object under its name is on its way: that one replaces it."""
         heir = self.inodes.at(inode.remote.key) if inode.remote is not None else None
         return not inode.opens and (heir is None or heir.is_directory or not heir.dirty)

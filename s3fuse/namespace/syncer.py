@@ -346,14 +346,18 @@ class Syncer:
     async def sync(self, inode: Inode) -> None:
         """Returns when the bucket has the inode as it is now. Raises OSError(EIO) when an attempt fails.
 
-        A file that was unlinked and is still open has nothing to wait for: its object goes with the last close.
+        For a file that was unlinked there may be nothing to wait for: see `_can_arrive`.
         """
         wanted = inode.version
-        while inode.synced_version < wanted and (inode.linked or not inode.opens):
+        while inode.synced_version < wanted and self._can_arrive(inode):
             self.changes.queue(inode)
             await self.changes.attempted(inode)
             if inode.error is not None:
                 raise OSError(5, inode.error, inode.name)
+
+    def _can_arrive(self, inode: Inode) -> bool:
+        """Not so for an unlinked inode that goes only with its last close, or when the next one of its name comes."""
+        return inode.linked or self.deletes.may_go(inode)
 
     async def sync_names(self, directory: Inode) -> None:
         """Returns when the bucket has the directory and every name that was made, moved or removed in it."""
@@ -386,7 +390,7 @@ class Syncer:
             inode.error = None
             self.changes.queue(inode)  # all at once; one by one below they are only waited for
         for inode, version in pending:
-            while inode.synced_version < version and not (not inode.linked and inode.opens):
+            while inode.synced_version < version and self._can_arrive(inode):
                 if inode.number in self._hopeless or (give_up and inode.error is not None):
                     failed.append(inode)
                     break

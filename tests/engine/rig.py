@@ -177,7 +177,7 @@ class Rig:
         """Sends everything; what failed is tried again at once, `rounds` times in all. Gives what still fails."""
         failed: list[Inode] = []
         for _ in range(rounds):
-            with trio.fail_after(20):
+            with trio.fail_after(5):
                 failed = await self.core.syncer.drain(give_up=True)
             if not failed and not self.core.changes.dirty:
                 break

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from s3fuse import attrs
-from s3fuse.errors import NotFound
+from s3fuse.errors import AccessDenied, NotFound, StoreError, Unavailable
 from s3fuse.store.faulty import LOST, refused
 from s3fuse.store.memory import SEAWEEDFS, MemoryStore
 from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig, fails, gather, until
@@ -959,8 +959,6 @@ async def test_fsync_fails_while_the_bucket_does_and_then_not(bench: Bench) -> N
 
 
 async def test_what_is_refused_for_good_does_not_hold_up_the_rest(bench: Bench) -> None:
-    from s3fuse.errors import AccessDenied
-
     rig = await bench.rig()
     await rig.put("f", b"data")
     await rig.put("g", b"data")
@@ -972,6 +970,25 @@ async def test_what_is_refused_for_good_does_not_hold_up_the_rest(bench: Bench) 
     assert all(inode.error for inode in failed)
     await rig.drained()
     assert bench.listed() == ["f", "g"]
+
+
+@pytest.mark.parametrize("refusal", [AccessDenied("no"), Unavailable("away")])
+async def test_drain_ends_where_the_next_file_of_a_name_cannot_be_sent(bench: Bench, refusal: StoreError) -> None:
+    rig = await bench.rig()
+    await rig.put("f", b"old")
+    await rig.drained()
+    await rig.unlink("f")
+    await rig.put("f", b"new")
+    rig.line.schedule("put", *[refused(refusal)] * 50)
+    rig.line.quiet = False
+    with trio.fail_after(3):
+        failed = await rig.core.syncer.drain(give_up=True)
+    assert [inode.name for inode in failed if inode.linked] == ["f"]
+    assert bench.contents() == {"f": b"old"}
+    rig.line.quiet = True
+    await rig.drained()
+    assert bench.contents() == {"f": b"new"}
+    rig.check_clean()
 
 
 async def test_local_fsync_sends_nothing(bench: Bench) -> None:

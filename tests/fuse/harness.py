@@ -7,6 +7,7 @@ is aborted through /sys/fs/fuse, so that the call fails and pytest goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import select
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -148,6 +150,68 @@ def s3_client(server: Server) -> Iterator[Minio]:
         )
     finally:
         pool.clear()
+
+
+class Gate:
+    """A way to a server on which changes (PUT, POST, DELETE) can be held back while reads pass.
+
+    A request that is held stays with the client: its connection is read no further until `open`.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._to = ("127.0.0.1", int(server.endpoint.rpartition(":")[2]))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open = threading.Event()
+        self._open.set()
+        self._sockets: list[socket.socket] = []
+        self.server = dataclasses.replace(server, endpoint=f"http://127.0.0.1:{self._listener.getsockname()[1]}")
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def open(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self.open()
+        for one in (self._listener, *self._sockets):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._to)
+                self._sockets += (client, server)
+                threading.Thread(target=self._requests, args=(client, server), daemon=True).start()
+                threading.Thread(target=self._answers, args=(client, server), daemon=True).start()
+
+    def _requests(self, client: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError, ValueError), client.makefile("rb") as requests:
+            while line := requests.readline():
+                head = line
+                while (line := requests.readline()) not in (b"\r\n", b""):
+                    head += line
+                if not head.startswith((b"GET", b"HEAD")):
+                    self._open.wait()
+                server.sendall(head + line)
+                length = re.search(rb"(?i)\ncontent-length: *(\d+)", head)
+                left = int(length[1]) if length else 0
+                while left and (data := requests.read(min(left, 1 << 16))):
+                    server.sendall(data)
+                    left -= len(data)
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_WR)
+
+    def _answers(self, client: socket.socket, server: socket.socket) -> None:
+        with suppress(OSError):
+            while data := server.recv(1 << 16):
+                client.sendall(data)
+        with suppress(OSError):
+            client.shutdown(socket.SHUT_RDWR)
 
 
 @dataclass
