@@ -72,13 +72,16 @@ def mount_entry(mountpoint: Path) -> MountEntry | None:
     return found[-1] if found else None
 
 
-def _stat_errno(path: Path) -> int:
-    """The errno of a stat, 0 for success, ETIMEDOUT where it does not return (the thread is then left behind)."""
+def _statvfs_errno(path: Path) -> int:
+    """The errno of a statvfs, 0 for success, ETIMEDOUT where it does not return (the thread is then left behind).
+
+    Not of a stat: the kernel answers that from its cache for a while after the daemon has died.
+    """
     result = [errno.ETIMEDOUT]
 
     def look() -> None:
         try:
-            os.stat(path)
+            os.statvfs(path)
             result[0] = 0
         except OSError as error:
             result[0] = error.errno or errno.EIO
@@ -91,7 +94,7 @@ def _stat_errno(path: Path) -> int:
 
 def is_dead(mountpoint: Path) -> bool:
     """Whether a mount is there whose daemon is gone."""
-    return mount_entry(mountpoint) is not None and _stat_errno(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
+    return mount_entry(mountpoint) is not None and _statvfs_errno(mountpoint) in (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 def dead_mounts() -> list[MountEntry]:

@@ -204,7 +204,7 @@ class Directories:
             below = await self.store.list_page(key + "/", limit=1)
             is_prefix = bool(below.objects or below.prefixes)
         info = next((info for info in page.objects if info.key == key), None)
-        if is_prefix:
+        if is_prefix and not self._merge.is_leaving(key + "/", started):
             self._merge.prefix(directory, name, started)
         elif info is not None:
             self._merge.object(directory, name, info, started)

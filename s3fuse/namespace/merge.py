@@ -33,8 +33,9 @@ class Merge:
         Later pages may come from a snapshot that the server made for the first one, so `started`, when the listing
         began, says what they can know; they are good from `asked`, when the page was asked for.
         """
-        here = tuple(info for info in page.objects if not self._hidden_by_us(info.key, started))
-        shown = keys.shown(dataclasses.replace(page, objects=here), self.inodes.key(directory))
+        objects = tuple(info for info in page.objects if not self._hidden_by_us(info.key, started))
+        prefixes = tuple(key for key in page.prefixes if not self.is_leaving(key, started))
+        shown = keys.shown(dataclasses.replace(page, objects=objects, prefixes=prefixes), self.inodes.key(directory))
         if shown.marker is not None:
             self.marker(directory, shown.marker, started)
         if directory.parent is None:
@@ -57,6 +58,10 @@ class Merge:
     def _hidden_by_us(self, key: str, started: float) -> bool:
         """Whether the object at `key` is one that we have moved away or deleted, or are about to."""
         return key in self.inodes.displaced or self.inodes.deleted_at.get(key, -1.0) >= started
+
+    def is_leaving(self, key: str, started: float) -> bool:
+        """Whether a prefix is only what is left of a directory that we have removed or renamed."""
+        return self.inodes.is_leaving(key, started) and self.inodes.at(key) is None
 
     def object(self, directory: Inode, name: str, info: ObjectInfo, started: float) -> None:
         child = directory.children.get(name)
@@ -110,8 +115,7 @@ class Merge:
                 child.outdated = True  # its marker is asked for when somebody wants the attributes
                 child.valid_until = started + self.ttl_s
             return
-        key = keys.join(self.inodes.key(directory), name) + "/"
-        if self.inodes.is_leaving(key, started):
+        if self.is_leaving(keys.join(self.inodes.key(directory), name) + "/", started):
             return
         if child is not None:  # a directory shadows a file of the same name
             if not self.believable(child, started):

@@ -86,8 +86,9 @@ class Tree:
         del self.nodes[path]
 
     def rename(self, old: str, new: str) -> None:
-        node = self.at(old)
+        self._parent(old)
         self._parent(new)
+        node = self.at(old)
         if node.is_directory and new.startswith(f"{old}/"):
             fail(errno.EINVAL, new)
         there = self.nodes.get(new)

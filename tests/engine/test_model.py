@@ -452,6 +452,9 @@ ONCE_FAILED: list[list[tuple[str, tuple[Any, ...]]]] = [
     [("unlink", ("d/b",)), ("crash", ("now", 0, False))],
     [("rmdir", ("e",)), ("touch", ("e",)), ("fsync", ("e",)), ("mkdir", ("e/a",))],
     [("rmdir", ("e",)), ("touch", ("e",)), ("crash", ("cut", 1, True))],
+    [("rename", ("d/s", "b")), ("rename", ("d", "a"))],
+    [("rename", ("d/s", "b")), ("unlink", ("a",)), ("rename", ("d", "a")), ("check", ())],
+    [("unlink", ("d/s/a",)), ("rmdir", ("d/s",)), ("rename", ("d", "d2")), ("check", ())],
     [("create", ("b", Blob(20_000, 1))), ("crash", ("cut", 1, False))],
 ]
 

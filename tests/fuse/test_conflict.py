@@ -1,0 +1,233 @@
+"""Somebody else changes the bucket: another mount, or another program through the S3 API."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fuse.harness import wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fuse.harness import Bucket, Mounts
+    from tests.servers import Server
+
+CHANGED = "was changed by somebody else"
+
+
+def test_two_mounts_write_the_same_file(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """Both versions survive, and both mounts come to see both."""
+    bucket = buckets(server)
+    bucket.put("d/file", b"base")
+    one = mounts.new(server, bucket=bucket.name)
+    two = mounts.new(server, bucket=bucket.name)
+    two.allowed.append(CHANGED)
+    with (one.path / "d/file").open("r+b") as first, (two.path / "d/file").open("r+b") as second:
+        first.write(b"one ")
+        second.write(b"two!")
+        second.truncate(4)
+        first.close()
+        one.flush()
+    wait_for(lambda: two.status()["pending"]["files"] == 0)
+    two.flush()
+    keys = bucket.keys("d/")
+    assert len(keys) == 2
+    (other,) = keys - {"d/file"}
+    assert other.startswith("d/file.conflict-")
+    assert bucket.get("d/file") == b"one "
+    assert bucket.get(other) == b"two!"
+    (conflict,) = two.status()["conflicts"]
+    assert "d/file" in conflict
+    assert os.path.basename(other) in conflict
+    for mount in (one, two):
+        wait_for(lambda mount=mount: sorted(os.listdir(mount.path / "d")) == ["file", os.path.basename(other)])
+        wait_for(lambda mount=mount: (mount.path / "d/file").read_bytes() == b"one ")
+        assert (mount.path / other).read_bytes() == b"two!"
+
+
+def test_two_mounts_make_the_same_file(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    bucket = buckets(server)
+    one, two = mounts.new(server, bucket=bucket.name), mounts.new(server, bucket=bucket.name)
+    two.allowed.append(CHANGED)
+    second = (two.path / "file").open("xb")
+    (one.path / "file").write_bytes(b"one")
+    one.flush()
+    with second:
+        second.write(b"two")
+    two.flush()
+    assert {bucket.get(key) for key in bucket.keys()} == {b"one", b"two"}
+    assert bucket.get("file") == b"one"
+
+
+def test_two_mounts_make_the_same_directory(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """Directories are no conflict."""
+    bucket = buckets(server)
+    one, two = mounts.new(server, bucket=bucket.name), mounts.new(server, bucket=bucket.name)
+    for mount in (one, two):
+        os.listdir(mount.path)
+    for mount, name in ((one, "one"), (two, "two")):
+        (mount.path / "d").mkdir(exist_ok=True)
+        (mount.path / "d" / name).write_text(name)
+    one.flush()
+    two.flush()
+    assert bucket.keys() == {"d/", "d/one", "d/two"}
+    for mount in (one, two):
+        wait_for(lambda mount=mount: sorted(os.listdir(mount.path / "d")) == ["one", "two"])
+
+
+def test_remote_change_is_seen_after_the_ttl(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    bucket = buckets(server)
+    bucket.put("d/file", b"old")
+    mount = mounts.new(server, bucket=bucket.name)
+    assert (mount.path / "d/file").read_bytes() == b"old"
+    for body in (b"new and longer", b"new", b"", b"same", b"SAME"):
+        bucket.put("d/file", body)
+        wait_for(lambda body=body: (mount.path / "d/file").read_bytes() == body, timeout_s=5)
+        assert os.stat(mount.path / "d/file").st_size == len(body)
+
+
+def test_new_and_deleted_objects_are_seen_after_the_ttl(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
+    bucket = buckets(server)
+    mount = mounts.new(server, bucket=bucket.name)
+    path = mount.path / "a/b/file"
+    assert not path.exists()
+    assert os.listdir(mount.path) == []
+    bucket.put("a/b/file", b"body")
+    wait_for(path.exists, timeout_s=5)
+    assert path.read_bytes() == b"body"
+    assert os.listdir(mount.path) == ["a"]
+    bucket.put("a/b/second", b"")
+    wait_for(lambda: sorted(os.listdir(mount.path / "a/b")) == ["file", "second"], timeout_s=5)
+    bucket.delete("a/b/file")
+    wait_for(lambda: not path.exists(), timeout_s=5)
+    assert os.listdir(mount.path / "a/b") == ["second"]
+    bucket.delete("a/b/second")
+    wait_for(lambda: os.listdir(mount.path) == [], timeout_s=5)
+
+
+def test_file_becomes_a_directory_and_back(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    bucket = buckets(server)
+    bucket.put("name", b"file")
+    mount = mounts.new(server, bucket=bucket.name)
+    assert (mount.path / "name").read_bytes() == b"file"
+    bucket.delete("name")
+    bucket.put("name/inside", b"inside")
+    wait_for(lambda: (mount.path / "name").is_dir(), timeout_s=5)
+    assert (mount.path / "name/inside").read_bytes() == b"inside"
+    bucket.delete("name/inside")
+    wait_for(lambda: not (mount.path / "name").exists(), timeout_s=5)
+    bucket.put("name", b"file again")
+    wait_for(lambda: (mount.path / "name").is_file(), timeout_s=5)
+    assert (mount.path / "name").read_bytes() == b"file again"
+
+
+def test_open_handle_of_a_replaced_object(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """It reads the version that it opened, or ESTALE: never bytes of both."""
+    bucket = buckets(server)
+    old, new = b"o" * (8 << 20), b"n" * (8 << 20)
+    bucket.put("file", old)
+    mount = mounts.new(server, bucket=bucket.name)
+    file = os.open(mount.path / "file", os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_RANDOM)
+        assert os.pread(file, 4096, 0) == old[:4096]
+        bucket.put("file", new)
+        wait_for(lambda: (mount.path / "file").read_bytes() == new, timeout_s=5)
+        seen = set()
+        for offset in range(0, 8 << 20, 1 << 20):
+            try:
+                seen |= set(os.pread(file, 4096, offset))
+            except OSError as error:
+                assert error.errno == errno.ESTALE
+        assert seen <= {ord("o")}
+        assert os.fstat(file).st_size == len(old)
+    finally:
+        os.close(file)
+
+
+def test_open_handle_of_a_deleted_object(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    bucket = buckets(server)
+    bucket.put("file", b"o" * (4 << 20))
+    mount = mounts.new(server, bucket=bucket.name)
+    with (mount.path / "file").open("rb", buffering=0) as file:
+        bucket.delete("file")
+        wait_for(lambda: not (mount.path / "file").exists(), timeout_s=5)
+        try:
+            assert set(file.read(1 << 20)) <= {ord("o")}
+        except OSError as error:
+            assert error.errno == errno.ESTALE
+
+
+def test_remote_change_under_a_local_one(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """A program with the file open writes, while another one replaces the object: both survive."""
+    bucket = buckets(server)
+    bucket.put("file", b"base")
+    mount = mounts.new(server, bucket=bucket.name)
+    mount.allowed.append(CHANGED)
+    with (mount.path / "file").open("wb") as file:
+        file.write(b"ours, as a whole")
+        file.flush()
+        bucket.put("file", b"theirs")
+    mount.flush()
+    assert {bucket.get(key) for key in bucket.keys()} == {b"ours, as a whole", b"theirs"}
+    assert bucket.get("file") == b"theirs"
+    wait_for(lambda: (mount.path / "file").read_bytes() == b"theirs", timeout_s=5)
+
+
+def test_append_to_a_file_that_was_replaced(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """The base of the append is gone: no mixture of versions may reach the bucket, and the reason is shown."""
+    bucket = buckets(server)
+    bucket.put("file", b"o" * 100_000)
+    mount = mounts.new(server, "--drain-timeout", "1s", bucket=bucket.name)
+    with (mount.path / "file").open("ab", buffering=0) as file:
+        file.write(b"appended")
+        bucket.put("file", b"n" * 200_000)
+        with pytest.raises(OSError) as caught:  # noqa: PT011 - which one is asserted
+            os.fsync(file.fileno())
+        assert caught.value.errno in (errno.EIO, errno.ESTALE)
+    assert bucket.get("file") == b"n" * 200_000
+    for key in bucket.keys() - {"file"}:
+        assert set(bucket.get(key)) <= set(b"oappended")
+    (item,) = mount.status()["pending"]["items"]
+    assert "file" in item["name"]
+    assert item["error"]
+    mount.allowed.append("not in the bucket yet: file ")
+    from tests.fuse.harness import S3FUSE, run
+
+    assert run(S3FUSE, "umount", mount.path, check=False).returncode == 3
+    mount.wait_for_end()
+
+
+def test_remote_change_under_chmod(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """The mode goes to the new version, whose bytes stay."""
+    bucket = buckets(server)
+    bucket.put("file", b"old")
+    mount = mounts.new(server, "--attr-ttl", "1h", bucket=bucket.name)
+    os.stat(mount.path / "file")
+    bucket.put("file", b"new version")
+    (mount.path / "file").chmod(0o640)
+    mount.flush()
+    assert bucket.get("file") == b"new version"
+    assert int(bucket.metadata("file")["mode"]) & 0o777 == 0o640
+    mount.remount()
+    assert (mount.path / "file").read_bytes() == b"new version"
+    assert os.stat(mount.path / "file").st_mode & 0o777 == 0o640
+
+
+def test_rename_of_an_object_that_is_gone(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    bucket = buckets(server)
+    bucket.put("file", b"old")
+    mount = mounts.new(server, "--attr-ttl", "1h", bucket=bucket.name)
+    mount.allowed.append("was deleted by somebody else")
+    os.stat(mount.path / "file")
+    bucket.delete("file")
+    (mount.path / "file").rename(mount.path / "moved")
+    mount.flush()
+    assert bucket.keys() == set()
+    assert mount.status()["pending"]["files"] == 0
