@@ -29,7 +29,7 @@ from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-EXAMPLES = int(os.environ.get("S3FUSE_MODEL_EXAMPLES", "300"))
+EXAMPLES = int(os.environ.get("S3FUSE_MODEL_EXAMPLES", "900"))
 STEPS = int(os.environ.get("S3FUSE_MODEL_STEPS", "25"))
 FOLDER = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
