@@ -164,7 +164,7 @@ class Merge:
 
     def below(self, directory: Inode, path: str, info: ObjectInfo, started: float) -> bool:
         """One key of a recursive listing; False where no path can be made of it."""
-        if not path:
+        if not path or self._hidden_by_us(info.key, started):
             return True
         *folders, name = path.split("/")
         try:

@@ -266,12 +266,9 @@ class Syncer:
         kept = await self._kept(inode)
         metadata = attrs.encode(inode.attributes(), kept.metadata or {} if kept else {})
         metadata[TOKEN] = self.changes.token(inode)
-        headers = dict(kept.headers or {}) if kept else {"content-type": self._content_type(inode)}
+        guessed = keys.DIRECTORY_TYPE if inode.is_directory else keys.content_type(inode.name)
+        headers = dict(kept.headers or {}) if kept else {"content-type": guessed}
         return Target(key, metadata, headers, self._condition(inode, key))
-
-    @staticmethod
-    def _content_type(inode: Inode) -> str:
-        return "application/x-directory" if inode.is_directory else keys.content_type(inode.name)
 
     async def _upload(self, inode: Inode, key: str) -> None:
         data = inode.data
