@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: A mount command answers within 10 s, also when the server does not.
-START_S = 9.0
+START_S = 8.0
 READ_AHEAD_KIB = 1024
 STATUS_ITEMS = 100
 WAL_BYTES = 8 << 20
@@ -107,13 +107,21 @@ async def _check_bucket(config: MountConfig, store: S3Store, endpoint: str) -> C
             ExitCode.REFUSED,
         ) from None
     except AccessDenied as error:
-        raise UserError(f"{endpoint} refuses these credentials: {error}", ExitCode.REFUSED) from None
+        raise UserError(
+            f"{endpoint} refuses these credentials; check the keys and what they may do: {error}",
+            ExitCode.REFUSED,
+        ) from None
     except Unavailable as error:
         raise UserError(
-            f"{endpoint} cannot be reached; check --endpoint and that the server is running ({error})", ExitCode.REFUSED
+            f"{endpoint} cannot be reached; check --endpoint (http or https, host, port) and that the server runs "
+            f"({error})",
+            ExitCode.REFUSED,
         ) from None
     except StoreError as error:
-        raise UserError(f"bucket {config.bucket!r} at {endpoint} cannot be used: {error}", ExitCode.REFUSED) from None
+        raise UserError(
+            f"bucket {config.bucket!r} at {endpoint} cannot be used; check that --endpoint is an S3 server: {error}",
+            ExitCode.REFUSED,
+        ) from None
 
 
 @dataclass

@@ -43,8 +43,12 @@ class Conflicts:
         except NotFound:
             info = None
         data = inode.data
-        if info is not None and self._is_ours(inode, info):
+        if info is not None and self._carries(info, self.changes.token(inode)):
             return info
+        if info is not None and inode.remote is None and self._carries(info, inode.token):
+            inode.remote = info  # an earlier operation of ours, whose answer was lost: this one comes on top of it
+            self._again(inode)
+            return None
         if data is None or not data.layers:
             await self._object_changed(inode, key, info)
         elif inode.remote is not None and any(piece.source == BASE for piece in data.pieces(0, data.size)):
@@ -56,8 +60,9 @@ class Conflicts:
             self._step_aside(inode, info)
         return None
 
-    def _is_ours(self, inode: Inode, info: ObjectInfo) -> bool:
-        return (info.metadata or {}).get(TOKEN) == self.changes.token(inode)
+    @staticmethod
+    def _carries(info: ObjectInfo, token: str) -> bool:
+        return (info.metadata or {}).get(TOKEN) == token
 
     async def _object_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
         """Only name or attributes changed here, and the object was changed elsewhere: they go onto its new version."""

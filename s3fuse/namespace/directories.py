@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 SMALL_PAGES = 2
 #: How long a question about an inode that is known may take, and how long what was known is good without an answer.
 PATIENCE_S = 5.0
+#: The root is always there, and df looks at it before it asks for free space.
+ROOT_PATIENCE_S = 0.5
 GRACE_S = 5.0
 
 
@@ -68,7 +70,9 @@ class Directories:
             child = directory.children.get(name)
         return child
 
-    async def _ask(self, known: Inode | Listing | None, question: Coroutine[Any, Any, None]) -> None:
+    async def _ask(
+        self, known: Inode | Listing | None, question: Coroutine[Any, Any, None], patience_s: float = PATIENCE_S
+    ) -> None:
         """Asks the bucket about an inode, or about a name that the last listing of its directory did not have.
 
         While the bucket does not answer, what was known stays good, so that cached data is served and files are made.
@@ -80,7 +84,7 @@ class Directories:
             question.close()
         else:
             try:
-                with trio.fail_after(PATIENCE_S):
+                with trio.fail_after(patience_s):
                     await question
                 return
             except (StoreError, trio.TooSlowError) as error:
@@ -109,7 +113,7 @@ class Directories:
         if inode.dirty or not inode.linked or (known and time.monotonic() < inode.valid_until):
             return
         if inode.parent is None:
-            await self._ask(inode, self.learn(inode))
+            await self._ask(inode, self.learn(inode), ROOT_PATIENCE_S)
         else:
             await self.lookup(inode.parent, inode.name)
 

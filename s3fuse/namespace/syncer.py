@@ -384,11 +384,12 @@ class Syncer:
         failed: list[Inode] = []
         for inode, _ in pending:
             self._hopeless.discard(inode.number)
+            self._failures.pop(inode.number, None)
             inode.error = None
             self.changes.queue(inode)  # all at once; one by one below they are only waited for
         for inode, version in pending:
             while inode.synced_version < version and self._can_arrive(inode):
-                if inode.number in self._hopeless or (give_up and inode.error is not None):
+                if inode.number in self._hopeless or (give_up and inode.number in self._failures):
                     failed.append(inode)
                     break
                 if inode.error is None:

@@ -9,9 +9,9 @@ from urllib.parse import urlencode
 
 import trio
 
-from s3fuse.errors import BadResponse, NotFound, PreconditionFailed
+from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, Refused
 from s3fuse.store import s3xml
-from s3fuse.store.base import ANY, Bytes, Part
+from s3fuse.store.base import ANY, MAX_KEY_BYTES, Bytes, Part
 from s3fuse.store.s3admin import make_bucket
 from s3fuse.store.s3checks import check_stored, crc32_header, multipart_etag
 from s3fuse.store.s3client import Call, S3Client
@@ -63,6 +63,9 @@ class S3Store(Routed):
 
     def check_key(self, key: str) -> None:
         self._client.check_key(key)
+        sidecar = sidecar_key(key) if self._objects.findings.marker_metadata is False else None
+        if sidecar is not None and len(sidecar.encode()) > MAX_KEY_BYTES:
+            raise Refused(f"the metadata of {key} has no place on this server: the key is too long", key)
 
     async def check(self) -> None:
         # A listing and not HEAD: its refusals have a body that says why.

@@ -61,13 +61,13 @@ class Names:
         await self.core.directories.load(directory)
         return [child for _, child in sorted(directory.children.items())]
 
-    async def _free_name(self, parent: Inode, name: bytes) -> str:
+    async def _free_name(self, parent: Inode, name: bytes, end: str = "") -> str:
         """The name as text, once it is known that nothing has it. Raises OSError that says why it cannot be made."""
         self.core.check_writable()
         text = keys.check_name(name)
         if self._reserved(parent, text):
             fail(errno.EPERM, text)
-        self._check_key(parent, text)
+        self._check_key(parent, text + end)
         if await self.core.directories.lookup(parent, text) is not None or text in parent.children:
             fail(errno.EEXIST, text)
         if not parent.linked:
@@ -76,7 +76,7 @@ class Names:
 
     def _check_key(self, parent: Inode, name: str) -> None:
         """Raises ENAMETOOLONG where the path is too long for a key, EINVAL where the server cannot hold that key."""
-        key = keys.join(self.core.inodes.key(parent), name + "/")
+        key = keys.join(self.core.inodes.key(parent), name)
         try:
             self.core.directories.store.check_key(key)
         except Refused:
@@ -95,7 +95,11 @@ class Names:
         if inode.listing is not None:
             inode.listing.complete, inode.listing.valid_until = True, float("inf")
         self._modified(parent)
-        self.core.changes.changed(inode)
+        self.core.changes.record(inode)
+        return inode
+
+    def _settle(self, inode: Inode) -> Inode:
+        self.core.changes.settle(inode)
         return inode
 
     @staticmethod
@@ -106,22 +110,22 @@ class Names:
             parent.listing.absent.clear()
 
     async def create(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
-        """A new empty regular file."""
+        """A new empty regular file, which its creator has open: it is sent when that is closed, never before."""
         text = await self._free_name(parent, name)
         return self._add(parent, text, stat.S_IFREG | stat.S_IMODE(mode), uid, gid)
 
     async def mkdir(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
-        text = await self._free_name(parent, name)
-        return self._add(parent, text, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
+        text = await self._free_name(parent, name, "/")
+        return self._settle(self._add(parent, text, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid))
 
     async def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         """A fifo, socket, device or regular file."""
         text = await self._free_name(parent, name)
-        return self._add(parent, text, mode, uid, gid, rdev=rdev)
+        return self._settle(self._add(parent, text, mode, uid, gid, rdev=rdev))
 
     async def symlink(self, parent: Inode, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
         text = await self._free_name(parent, name)
-        return self._add(parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target)
+        return self._settle(self._add(parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target))
 
     async def _child(self, parent: Inode, name: bytes) -> Inode:
         self.core.check_writable()
@@ -176,7 +180,7 @@ class Names:
         text = keys.check_name(new_name)
         if self._reserved(new_parent, text):
             fail(errno.EPERM, text)
-        self._check_key(new_parent, text)
+        self._check_key(new_parent, text + ("/" if inode.is_directory else ""))
         if inode.is_directory:
             await self._know_tree(inode, new_parent, text)
         victim = await self.core.directories.lookup(new_parent, text)
@@ -198,7 +202,7 @@ class Names:
         await self.core.directories.learn_all(list(self.core.inodes.walk(inode)))
         for below in self.core.inodes.walk(inode):
             if below is not inode:
-                self._check_key(new_parent, name + "/" + self._path(inode, below))
+                self._check_key(new_parent, f"{name}/{self._path(inode, below)}{'/' if below.is_directory else ''}")
 
     @staticmethod
     def _path(top: Inode, inode: Inode) -> str:

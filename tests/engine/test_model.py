@@ -337,16 +337,21 @@ class World:
         self.rig.forget()
 
     async def do_theirs(self, key: str, data: bytes) -> None:
-        if key not in self.touched:
+        if key not in self.touched and self.rig.line.quiet:
             await self.bench.upload(key, data)
             self.tree.nodes[key] = Node(stat.S_IFREG | 0o644, data)
-            self.clock.advance(5000)
+            await self._see()
 
     async def do_their_rm(self, key: str) -> None:
-        if key not in self.touched and key in self.tree.nodes:
+        if key not in self.touched and key in self.tree.nodes and self.rig.line.quiet:
             await self.bench.remove(key)
             del self.tree.nodes[key]
-            self.clock.advance(5000)
+            await self._see()
+
+    async def _see(self) -> None:
+        """What others did is seen once it is older than the TTL; while the bucket fails old answers are good."""
+        self.clock.advance(5000)
+        await self.do_list("far")
 
     async def do_storm(self) -> None:
         self.rig.line.quiet = False

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fuse.harness import Bucket, Mounts, s3_client
+from tests.fuse.harness import Bucket, Gate, Mounts, s3_client
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,3 +65,11 @@ def mounts(
             yield mounts
         finally:
             mounts.end()
+
+
+@pytest.fixture
+def gate(server: Server) -> Iterator[Gate]:
+    """A way to the server on which changes can be held back."""
+    gate = Gate(server)
+    yield gate
+    gate.close()

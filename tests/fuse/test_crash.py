@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from s3fuse import kernel
-from tests.fuse.harness import S3FUSE, Gate, run, wait_for
+from tests.fuse.harness import S3FUSE, run, wait_for
 from tests.servers import minio, seaweedfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.fuse.harness import Bucket, Mount, Mounts
+    from tests.fuse.harness import Bucket, Gate, Mount, Mounts
     from tests.servers import Server
 
 pytestmark = pytest.mark.timeout(120)
@@ -39,13 +39,6 @@ def own_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     start = {"minio": minio, "seaweedfs": seaweedfs}[request.param]
     with start(tmp_path_factory.mktemp(request.param)) as server:
         yield server
-
-
-@pytest.fixture
-def gate(server: Server) -> Iterator[Gate]:
-    gate = Gate(server)
-    yield gate
-    gate.close()
 
 
 @contextmanager
