@@ -92,7 +92,10 @@ class AttributeOperations:
         """Raises ENODATA. Answered from memory where attributes are known: each write(2) asks for a capability."""
         if not inode.attributes_known:
             await self.core.directories.refresh(inode)
-        value = inode.xattrs.get(name.decode("utf-8", "surrogateescape"))
+        text = name.decode("utf-8", "surrogateescape")
+        if text in SERVED_XATTRS:  # a prefix with nothing after it
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), inode.name)
+        value = inode.xattrs.get(text)
         if value is None:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA), inode.name)
         return value
@@ -108,6 +111,8 @@ class AttributeOperations:
             text = name.decode()
         except UnicodeDecodeError:
             raise OSError(errno.EINVAL, "xattr names are UTF-8 here", inode.name) from None
+        if text in SERVED_XATTRS:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), inode.name)
         if not text.startswith(SERVED_XATTRS):
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), inode.name)
         await self.core.directories.refresh(inode)
