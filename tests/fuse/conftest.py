@@ -53,9 +53,7 @@ def buckets() -> Iterator[Callable[[Server, str | None], Bucket]]:
 
 
 @pytest.fixture
-def mounts(
-    request: pytest.FixtureRequest, tmp_path: Path, buckets: Callable[..., Bucket]
-) -> Iterator[Mounts]:
+def mounts(request: pytest.FixtureRequest, tmp_path: Path, buckets: Callable[..., Bucket]) -> Iterator[Mounts]:
     """Mounts that end with the test, each on a bucket of its own."""
     mounts = Mounts(tmp_path, lambda server: buckets(server).name)
     marker = request.node.get_closest_marker("timeout")

@@ -238,7 +238,9 @@ class Mount:
         return [S3FUSE, "mount", *where, *self.options, *more, self.bucket, str(self.mountpoint)]
 
     def start(self, *more: str, timeout_s: float = 30) -> Mount:
-        done = run(*self.command(*more), env=free_environment(**self.server.environment), timeout_s=timeout_s, check=False)
+        done = run(
+            *self.command(*more), env=free_environment(**self.server.environment), timeout_s=timeout_s, check=False
+        )
         assert done.returncode == 0, f"mount: exit code {done.returncode}\n{done.stderr}{self.log_text()}"
         assert not done.stderr, done.stderr
         self.pid = int(json.loads(control.socket_path(self.mountpoint).with_suffix(".json").read_text())["pid"])
@@ -359,7 +361,9 @@ class Mounts:
         self.bucket = bucket
         self.made: list[Mount] = []
 
-    def new(self, server: Server, *options: str, name: str = "", bucket: str | None = None, start: bool = True) -> Mount:
+    def new(
+        self, server: Server, *options: str, name: str = "", bucket: str | None = None, start: bool = True
+    ) -> Mount:
         """A mount of a bucket of its own (or of `bucket`), already mounted unless `start` is False."""
         name = name or f"m{len(self.made)}"
         mountpoint = self.folder / f"{name}.mnt"

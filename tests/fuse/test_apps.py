@@ -142,7 +142,17 @@ def test_vim(minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket
     bucket.put("notes.txt", b"first\nsecond\n")
     mount = mounts.new(minio_server, bucket=bucket.name)
     for number in range(3):
-        words = ["-Nu", "NONE", "-es", "-c", "set backup writebackup backupskip=", "-c", f"normal Goline {number}", "-c", "wq"]
+        words = [
+            "-Nu",
+            "NONE",
+            "-es",
+            "-c",
+            "set backup writebackup backupskip=",
+            "-c",
+            f"normal Goline {number}",
+            "-c",
+            "wq",
+        ]
         run("vim", *words, mount.path / "notes.txt", env=free_environment(TERM="dumb", HOME=str(mount.path.parent)))
     expected = b"first\nsecond\nline 0\nline 1\nline 2\n"
     assert (mount.path / "notes.txt").read_bytes() == expected
@@ -180,9 +190,7 @@ def test_log_while_another_process_tails_it(server: Server, mounts: Mounts, buck
     tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.05", "-f", log], stdout=subprocess.PIPE, text=True)
     try:
         assert tail.stdout
-        script = (
-            "import sys, time\nfor n in range(50):\n  with open(sys.argv[1], 'a') as f: f.write(f'{sys.argv[2]} {n}\\n')\n  time.sleep(0.01)"
-        )
+        script = "import sys, time\nfor n in range(50):\n  with open(sys.argv[1], 'a') as f: f.write(f'{sys.argv[2]} {n}\\n')\n  time.sleep(0.01)"
         writers = [subprocess.Popen([sys.executable, "-c", script, log, name]) for name in ("one", "two")]
         lines = [tail.stdout.readline() for _ in range(100)]
         assert [writer.wait(30) for writer in writers] == [0, 0]
@@ -195,7 +203,9 @@ def test_log_while_another_process_tails_it(server: Server, mounts: Mounts, buck
     assert sorted(buckets(server, mount.bucket).get("log").decode().splitlines(keepends=True)) == sorted(expected)
 
 
-def test_long_open_log_reaches_the_bucket_at_fsync(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+def test_long_open_log_reaches_the_bucket_at_fsync(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
     mount = mounts.new(server)
     bucket = buckets(server, mount.bucket)
     expected = b""
@@ -264,7 +274,9 @@ def test_unlink_while_open(server: Server, mounts: Mounts, buckets: Callable[...
 
 
 @pytest.mark.parametrize("uploaded", [False, True])
-def test_rename_over_an_open_file(server: Server, mounts: Mounts, buckets: Callable[..., Bucket], uploaded: bool) -> None:
+def test_rename_over_an_open_file(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], uploaded: bool
+) -> None:
     mount = mounts.new(server)
     bucket = buckets(server, mount.bucket)
     old, new = mount.path / "old", mount.path / "new"
@@ -312,10 +324,10 @@ def test_processes_wait_for_each_other(minio_server: Server, mounts: Mounts) -> 
     path = mount.path / "lock"
     path.write_text("")
     for how in ("flock", "lockf"):
-        script = (
-            f"import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.{how}(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+        script = f"import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.{how}(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+        holder = subprocess.Popen(
+            [sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        holder = subprocess.Popen([sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         import fcntl
 
         lock = getattr(fcntl, how)

@@ -231,7 +231,9 @@ def test_remote_change_under_chmod(server: Server, mounts: Mounts, buckets: Call
     assert os.stat(mount.path / "file").st_mode & 0o777 == 0o640
 
 
-def test_rename_of_an_object_that_goes(server: Server, mounts: Mounts, buckets: Callable[..., Bucket], gate: Gate) -> None:
+def test_rename_of_an_object_that_goes(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], gate: Gate
+) -> None:
     """Renamed here, deleted there before the rename is sent: it is gone, and nothing waits for ever."""
     bucket = buckets(server)
     bucket.put("file", b"old")

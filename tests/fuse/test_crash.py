@@ -168,7 +168,9 @@ def test_names_and_attributes(server: Server, mounts: Mounts, buckets: Callable[
     mount.start()
 
     def check() -> None:
-        found = sorted(os.path.relpath(os.path.join(top, n), mount.path) for top, d, f in os.walk(mount.path) for n in d + f)
+        found = sorted(
+            os.path.relpath(os.path.join(top, n), mount.path) for top, d, f in os.walk(mount.path) for n in d + f
+        )
         assert found == sorted(
             ["made", "made/in", "made/in/file", "made/renamed", "made/tree", "made/tree/sub", "link", "fifo", "changed",
              "target", "emptied", *(f"made/tree/sub/{n}" for n in range(5))]
@@ -243,7 +245,9 @@ def test_crash_in_the_middle_of_uploads(own_server: Server, mounts: Mounts, buck
     assert dict(zip(names, bucket.each(lambda key: bucket.get(key).decode(), names), strict=True)) == expected
 
 
-def test_remote_change_while_the_daemon_was_dead(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+def test_remote_change_while_the_daemon_was_dead(
+    own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
     """Both versions survive."""
     bucket = buckets(own_server)
     bucket.put("file", b"base")
@@ -354,7 +358,9 @@ def test_flush_while_the_server_is_away(own_server: Server, mounts: Mounts) -> N
     mount.flush()
 
 
-def test_staging_that_was_lost_is_not_uploaded_as_zeros(own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+def test_staging_that_was_lost_is_not_uploaded_as_zeros(
+    own_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
     """Damage is told, never hidden: no wrong byte reaches the bucket."""
     mount = mounts.new(own_server, *FRESH)
     with silent(mount):

@@ -39,7 +39,13 @@ def refused(
     before = kernel.mount_entry(mountpoint)
     start = time.monotonic()
     done = run(
-        S3FUSE, "mount", *options, bucket, mountpoint, env=free_environment(**(server.environment | changes)), check=False
+        S3FUSE,
+        "mount",
+        *options,
+        bucket,
+        mountpoint,
+        env=free_environment(**(server.environment | changes)),
+        check=False,
     )
     took_s = time.monotonic() - start
     assert done.returncode == code, done
@@ -60,7 +66,9 @@ def refused(
 
 
 def test_no_such_bucket(server: Server, mountpoint: Path) -> None:
-    refused(server, "no-such-bucket", mountpoint, code=REFUSED, names=("no-such-bucket", server.endpoint, "--create-bucket"))
+    refused(
+        server, "no-such-bucket", mountpoint, code=REFUSED, names=("no-such-bucket", server.endpoint, "--create-bucket")
+    )
     assert not (mountpoint.parent / "cache").exists()
 
 
@@ -116,7 +124,13 @@ def test_closed_port(minio_server: Server, mountpoint: Path) -> None:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{probe.getsockname()[1]}"  # bound and not listening: nobody else gets it
         refused(
-            minio_server, "some-bucket", mountpoint, "--endpoint", endpoint, code=REFUSED, names=(endpoint, "--endpoint")
+            minio_server,
+            "some-bucket",
+            mountpoint,
+            "--endpoint",
+            endpoint,
+            code=REFUSED,
+            names=(endpoint, "--endpoint"),
         )
 
 
@@ -124,7 +138,13 @@ def test_server_that_does_not_answer(minio_server: Server, mountpoint: Path) -> 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
         refused(
-            minio_server, "some-bucket", mountpoint, "--endpoint", endpoint, code=REFUSED, names=(endpoint, "--endpoint")
+            minio_server,
+            "some-bucket",
+            mountpoint,
+            "--endpoint",
+            endpoint,
+            code=REFUSED,
+            names=(endpoint, "--endpoint"),
         )
 
 
@@ -136,7 +156,9 @@ def test_server_that_speaks_something_else(minio_server: Server, mountpoint: Pat
 
 def test_unknown_host(minio_server: Server, mountpoint: Path) -> None:
     endpoint = "http://no-such-host.invalid:9000"
-    refused(minio_server, "some-bucket", mountpoint, "--endpoint", endpoint, code=REFUSED, names=("no-such-host.invalid",))
+    refused(
+        minio_server, "some-bucket", mountpoint, "--endpoint", endpoint, code=REFUSED, names=("no-such-host.invalid",)
+    )
 
 
 def test_endpoint_that_is_none(minio_server: Server, mountpoint: Path) -> None:
@@ -229,7 +251,9 @@ def test_damaged_journal(minio_server: Server, mounts: Mounts, mountpoint: Path)
         (("-o", "read-only=1"), ("read-only",)),
     ],
 )
-def test_wrong_options(minio_server: Server, mountpoint: Path, options: tuple[str, ...], names: tuple[str, ...]) -> None:
+def test_wrong_options(
+    minio_server: Server, mountpoint: Path, options: tuple[str, ...], names: tuple[str, ...]
+) -> None:
     refused(minio_server, "some-bucket", mountpoint, *options, code=USAGE, names=names)
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 #: HYPOTHESIS_PROFILE=long: an hour or so; the usual run: some hundred steps.
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"
-EXAMPLES, STEPS = (200, 200) if LONG else (8, 60)
+EXAMPLES, STEPS = (200, 200) if LONG else (10, 80)
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -210,7 +210,11 @@ class Side:
                 path = os.path.relpath(os.path.join(folder, name), self.root)
                 kind = os.lstat(self.at(path)).st_mode
                 content = self.readlink(path) if stat.S_ISLNK(kind) else self.read(path) if stat.S_ISREG(kind) else b""
-                xattrs = {} if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)) else {n: self.getxattr(path, n) for n in self.listxattr(path)}
+                xattrs = (
+                    {}
+                    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind))
+                    else {n: self.getxattr(path, n) for n in self.listxattr(path)}
+                )
                 seen[path] = (self.stat(path), content, xattrs)
         return seen
 
@@ -262,7 +266,9 @@ class Comparison(RuleBasedStateMachine):
                 answers.append(("gives", getattr(side, operation)(*arguments)))
             except OSError as error:
                 answers.append(("raises", errno.errorcode.get(error.errno or 0, error.errno)))
-        assert answers[0] == answers[1], f"{operation}{arguments!r:.300}: local {answers[0]!r:.300}, mount {answers[1]!r:.300}"
+        assert answers[0] == answers[1], (
+            f"{operation}{arguments!r:.300}: local {answers[0]!r:.300}, mount {answers[1]!r:.300}"
+        )
         return answers[0]
 
     def compare(self) -> None:

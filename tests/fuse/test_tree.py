@@ -86,9 +86,7 @@ def differences(source: Path, copy: Path) -> str:
 
 
 @pytest.mark.timeout(240)
-def test_cp_a_of_a_real_tree(
-    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], tmp_path: Path
-) -> None:
+def test_cp_a_of_a_real_tree(server: Server, mounts: Mounts, buckets: Callable[..., Bucket], tmp_path: Path) -> None:
     source = tmp_path / "source"
     make_tree(source, backslash=server.kind != "seaweedfs")  # it takes one for a slash
     mount = mounts.new(server)
@@ -104,7 +102,11 @@ def test_cp_a_of_a_real_tree(
     keys = {path: f"tree/{path.relative_to(source)}{'/' * stat.S_ISDIR(mode)}" for path, mode in modes.items()}
     files = {keys[path]: path for path, mode in modes.items() if stat.S_ISREG(mode)}
     assert bucket.keys() == {"tree/", *keys.values()}
-    wrong = [key for key, same in bucket.each(lambda key: (key, bucket.digest(key) == sha256(files[key])), list(files)) if not same]
+    wrong = [
+        key
+        for key, same in bucket.each(lambda key: (key, bucket.digest(key) == sha256(files[key])), list(files))
+        if not same
+    ]
     assert wrong == []
 
 
