@@ -127,7 +127,7 @@ class Bucket:
         self.client.remove_object(self.name, key)
 
     def keys(self, prefix: str = "") -> set[str]:
-        """All keys, but on SeaweedFS not what s3fuse keeps of directories, since their markers have no metadata there."""
+        """All keys, on SeaweedFS without what s3fuse keeps of directories: their markers have no metadata there."""
         found = self.client.list_objects(self.name, prefix=prefix, recursive=True)
         hidden = ".s3fuse/directories/" if self.server.kind == "seaweedfs" else "\0"
         return {item.object_name for item in found if item.object_name and not item.object_name.startswith(hidden)}

@@ -102,7 +102,7 @@ def test_sqlite(server: Server, mounts: Mounts, journal: str) -> None:
     fill()
     # A second process writes the same database while this one has it open.
     db = sqlite3.connect(database, timeout=30)
-    script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=30); db.execute('DELETE FROM t WHERE n < 300'); db.commit()"
+    script = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=30); db.execute('DELETE FROM t WHERE n < 300'); db.commit()"  # noqa: E501 - a program's text
     run(sys.executable, "-c", script, database)
     (rows,) = db.execute("SELECT count(*) FROM t").fetchone()
     db.close()
@@ -190,7 +190,7 @@ def test_log_while_another_process_tails_it(server: Server, mounts: Mounts, buck
     tail = subprocess.Popen(["tail", "-n", "+1", "-s", "0.05", "-f", log], stdout=subprocess.PIPE, text=True)
     try:
         assert tail.stdout
-        script = "import sys, time\nfor n in range(50):\n  with open(sys.argv[1], 'a') as f: f.write(f'{sys.argv[2]} {n}\\n')\n  time.sleep(0.01)"
+        script = "import sys, time\nfor n in range(50):\n  with open(sys.argv[1], 'a') as f: f.write(f'{sys.argv[2]} {n}\\n')\n  time.sleep(0.01)"  # noqa: E501 - a program's text
         writers = [subprocess.Popen([sys.executable, "-c", script, log, name]) for name in ("one", "two")]
         lines = [tail.stdout.readline() for _ in range(100)]
         assert [writer.wait(30) for writer in writers] == [0, 0]
@@ -324,7 +324,7 @@ def test_processes_wait_for_each_other(minio_server: Server, mounts: Mounts) -> 
     path = mount.path / "lock"
     path.write_text("")
     for how in ("flock", "lockf"):
-        script = f"import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.{how}(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+        script = f"import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.{how}(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"  # noqa: E501 - a program's text
         holder = subprocess.Popen(
             [sys.executable, "-c", script, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -1,7 +1,7 @@
 """What was acknowledged is in the bucket in the end: after SIGKILL and a new mount, after SIGTERM, after any umount.
 
-A server under SIGSTOP takes connections and answers nothing, so what is written stays pending until it goes on. What the
-mount knows of the bucket is made to stay fresh meanwhile: a name can only be made where it is known to be free.
+A server under SIGSTOP takes connections and answers nothing, so what is written stays pending until it goes on. What
+the mount knows of the bucket is made to stay fresh meanwhile: a name can only be made where it is known to be free.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def own_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 @contextmanager
 def silent(mount: Mount) -> Iterator[Callable[[], None]]:
-    """The server answers nothing until the block ends or the function given is called; the whole tree is known before."""
+    """The server answers nothing until the block ends or the function is called; the whole tree is known before."""
     server = mount.server
     run("ls", "-lR", mount.path)
     os.kill(server.pid, signal.SIGSTOP)
@@ -306,7 +306,7 @@ def test_sigterm_with_open_files(own_server: Server, mounts: Mounts, buckets: Ca
     os.write(file, b"before")
     os.kill(mount.pid, signal.SIGTERM)
     mount.wait_for_end()
-    with pytest.raises(OSError, match="not connected|aborted"):
+    with pytest.raises(OSError, match=r"not connected|aborted"):
         os.fsync(file) if os.write(file, b"after") else None
     with suppress(OSError):
         os.close(file)

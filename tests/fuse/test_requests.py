@@ -113,7 +113,7 @@ def test_stat_of_a_deep_path(server: Server, mounts: Mounts, buckets: Callable[.
 
 
 def test_long_listing(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
-    """ls -l of 100 files: two listings where they have metadata (and a look for the directory's marker), else a HEAD each."""
+    """ls -l of 100 files: two listings where they have metadata (and a look for the marker), else a HEAD each."""
     bucket = buckets(server)
     bucket.each(lambda n: bucket.put(f"d/file{n}", b"x" * n, {"mode": "33152"}), range(100))
     mount = mounts.new(server, *LONG, bucket=bucket.name)
