@@ -94,11 +94,6 @@ class BlockCache:
         for run in missing:
             self._start(version, run, self._buffers(len(run)))
 
-    def drop(self, key: str) -> None:
-        """Forgets the ready blocks of an object that is gone."""
-        for block_key in [k for k, block in self._blocks.items() if k[0] == key and block.fetch is None]:
-            self._free.append(self._blocks.pop(block_key).buffer)
-
     # -- fetching
 
     async def _demand(self, version: ObjectInfo, indexes: range) -> list[Fetch]:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from s3fuse.vfs.core import Core
 
 RENAME_NOREPLACE = 1
-RENAME_EXCHANGE = 2
 
 
 def fail(code: int, name: str = "") -> NoReturn:

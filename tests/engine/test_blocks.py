@@ -284,15 +284,3 @@ async def test_closing_mount_fails_readers() -> None:
                 await trio.lowlevel.checkpoint_if_cancelled()
         await until(lambda: bool(errors))
     assert "closing" in str(errors[0])
-
-
-async def test_drop_forgets_ready_blocks(nursery: trio.Nursery) -> None:
-    cache, store, infos = await make(nursery, {"f": BLOCK_BYTES, "g": BLOCK_BYTES})
-    await cache.read(infos["f"], 0, 8)
-    await cache.read(infos["g"], 0, 8)
-    cache.drop("f")
-    await cache.read(infos["g"], 0, 8)
-    assert store.requests["get"] == 2
-    await cache.read(infos["f"], 0, 8)
-    assert store.requests["get"] == 3
-    cache.check_idle()
