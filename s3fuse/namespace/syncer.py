@@ -12,7 +12,6 @@ operation; repeats are harmless, since our own result in the bucket is recognise
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import random
 import time
@@ -23,6 +22,7 @@ import trio
 from s3fuse import attrs, keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
+from s3fuse.namespace.clearing import Clearing, kept
 from s3fuse.namespace.conflicts import Conflicts
 from s3fuse.namespace.deletes import Deletes
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
@@ -69,6 +69,7 @@ class Syncer:
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
         self._failures: dict[int, int] = {}
+        self._clearing = Clearing(store, inodes, changes, self.deletes, self.limits, self._failures)
         self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
 
     async def run(self) -> None:
@@ -151,7 +152,7 @@ class Syncer:
 
     async def _bring(self, inode: Inode) -> None:
         key = self.inodes.object_key(inode)
-        if not await self._clear(inode, key):
+        if self._clearing.directory_first(inode) or not await self._clearing.clear(inode, key):
             self.changes.queue(inode, BEHIND_S)
             return
         if inode.maybe_at not in (None, key):
@@ -172,71 +173,6 @@ class Syncer:
                 self._arrived(inode, target, ours.etag, ours.size_bytes, inode.synced_version)
                 self.changes.queue(inode)
 
-    # -- clearing the way
-
-    async def _clear(self, inode: Inode, key: str) -> bool:
-        """Whether `key` may be written now. Moves another inode's object out of the way, or asks for that."""
-        other = self.inodes.displaced.get(key)
-        if other is None or other is inode or other.remote is None:
-            return True
-        if not other.linked:
-            if not other.remote.etag and not other.is_directory:
-                await self._look_at_doubtful(other, other.remote)
-            elif other.opens:
-                await self._set_aside(other)
-            return True
-        if self._in_circle(inode, other):
-            await self._set_aside(other)
-            return True
-        self.changes.queue(other)
-        return False
-
-    async def _look_at_doubtful(self, other: Inode, remote: ObjectInfo) -> None:
-        """Finds out what an operation whose answer was lost has left at a key."""
-        try:
-            info = await self.store.head(remote.key)
-        except NotFound:
-            info = None
-        if other.remote is not remote:
-            return
-        if info is not None and (info.metadata or {}).get(TOKEN) == (remote.metadata or {}).get(TOKEN):
-            other.remote = info
-            return
-        with self.changes.journal.transaction():
-            self.deletes.forget(other)
-
-    def _in_circle(self, inode: Inode, other: Inode) -> bool:
-        """Whether bringing `other` to its place would need `inode` to have left its own first."""
-        seen = {other.number}
-        step: Inode | None = other
-        while step is not None and step.linked:
-            step = self.inodes.displaced.get(self.inodes.object_key(step))
-            if step is inode:
-                return True
-            if step is not None and step.number in seen:
-                return False  # a circle that others will break
-            if step is not None:
-                seen.add(step.number)
-        return False
-
-    async def _set_aside(self, other: Inode) -> None:
-        """Copies the object to a temporary key; its old key then belongs to nobody and may be overwritten."""
-        source = await self._kept(other)
-        assert source is not None
-        key = keys.temporary_key(self.inodes.prefix)
-        target = Target(key, {**(source.metadata or {}), TOKEN: other.token}, source.headers or {}, ANY)
-        try:
-            etag = await copy_whole(self.store, source, target, self.limits)
-        except StoreError:
-            self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
-            raise
-        with self.changes.journal.transaction():
-            self.inodes.settle(source.key, other)
-            other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
-            self.inodes.displace(other)
-            self.changes.record(other)
-            self.changes.orphan(source)
-
     # -- the operations
 
     def _condition(self, inode: Inode, key: str) -> Condition:
@@ -250,24 +186,12 @@ class Syncer:
             return Condition(etag=occupant.remote.etag)
         return Condition(absent=True)
 
-    async def _kept(self, inode: Inode) -> ObjectInfo | None:
-        """The remote version with its metadata and headers, which a rewrite must keep."""
-        remote = inode.remote
-        if remote is None or (remote.metadata is not None and remote.headers is not None):
-            return remote
-        info = await self.store.head(remote.key)
-        if info.etag != remote.etag:
-            raise PreconditionFailed(f"{remote.key} was changed by somebody else", remote.key)
-        if inode.remote is remote:
-            inode.remote = dataclasses.replace(remote, metadata=info.metadata, headers=info.headers)
-        return info
-
     async def _target(self, inode: Inode, key: str) -> Target:
-        kept = await self._kept(inode)
-        metadata = attrs.encode(inode.attributes(), kept.metadata or {} if kept else {})
+        before = await kept(self.store, inode)
+        metadata = attrs.encode(inode.attributes(), before.metadata or {} if before else {})
         metadata[TOKEN] = self.changes.token(inode)
         guessed = keys.DIRECTORY_TYPE if inode.is_directory else keys.content_type(inode.name)
-        headers = dict(kept.headers or {}) if kept else {"content-type": guessed}
+        headers = dict(before.headers or {}) if before else {"content-type": guessed}
         return Target(key, metadata, headers, self._condition(inode, key))
 
     async def _upload(self, inode: Inode, key: str) -> None:

@@ -1053,3 +1053,25 @@ async def test_encoded_attributes_come_back(bench: Bench) -> None:
     assert stat.S_ISLNK(attrs.decode(link.metadata, is_directory=False, modified_ns=0, defaults=defaults).mode)
     with pytest.raises(NotFound):
         await bench.info("missing")
+
+
+async def test_a_new_directory_arrives_before_what_is_in_it(bench: Bench) -> None:
+    """SeaweedFS loses a marker that comes at the same moment as the first object below it."""
+    rig = await bench.rig()
+    await rig.mkdir("d")
+    await rig.mkdir("d/e")
+    await rig.put("d/e/f", b"1")
+    with rig.line.held("put") as gate:
+        for inode in reversed(rig.core.changes.dirty.values()):
+            rig.core.changes.queue(inode)
+        await gate.arrived()
+        assert bench.listed() == []
+        gate.release()
+        await gate.arrived()
+        assert bench.listed() == ["d/"]
+        gate.release()
+        await gate.arrived()
+        assert bench.listed() == ["d/", "d/e/"]
+        gate.open()
+    await rig.drained()
+    assert bench.listed() == ["d/", "d/e/", "d/e/f"]

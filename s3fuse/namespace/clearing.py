@@ -1,0 +1,131 @@
+"""Makes sure that a key may be written: its directory is there, and no other inode's object is in the way."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from s3fuse import keys
+from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.namespace.changes import TOKEN
+from s3fuse.store.base import ANY, ObjectInfo
+from s3fuse.writing.upload import Target, copy_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from s3fuse.namespace.changes import Changes
+    from s3fuse.namespace.deletes import Deletes
+    from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.store.base import Store
+    from s3fuse.writing.plan import Limits
+
+
+async def kept(store: Store, inode: Inode) -> ObjectInfo | None:
+    """The remote version with its metadata and headers, which a rewrite must keep."""
+    remote = inode.remote
+    if remote is None or (remote.metadata is not None and remote.headers is not None):
+        return remote
+    info = await store.head(remote.key)
+    if info.etag != remote.etag:
+        raise PreconditionFailed(f"{remote.key} was changed by somebody else", remote.key)
+    if inode.remote is remote:
+        inode.remote = dataclasses.replace(remote, metadata=info.metadata, headers=info.headers)
+    return info
+
+
+class Clearing:
+    """Looks at what an operation would meet; `failures` counts the failed attempts of each inode number."""
+
+    def __init__(
+        self,
+        store: Store,
+        inodes: Inodes,
+        changes: Changes,
+        deletes: Deletes,
+        limits: Limits,
+        failures: Mapping[int, int],
+    ) -> None:
+        self.store = store
+        self.inodes = inodes
+        self.changes = changes
+        self.deletes = deletes
+        self.limits = limits
+        self.failures = failures
+
+    def directory_first(self, inode: Inode) -> bool:
+        """Whether the marker of the directory it is in has still to come; then that is asked for.
+
+        SeaweedFS loses a marker that arrives at the same moment as the first object below it.
+        """
+        parent = inode.parent
+        if parent is None or parent.parent is None or not parent.dirty or parent.number in self.failures:
+            return False
+        if parent.remote is not None and parent.remote.key == self.inodes.object_key(parent):
+            return False
+        if parent.number not in self.changes.in_flight:
+            self.changes.queue(parent)
+        return True
+
+    async def clear(self, inode: Inode, key: str) -> bool:
+        """Whether `key` may be written now. Moves another inode's object out of the way, or asks for that."""
+        other = self.inodes.displaced.get(key)
+        if other is None or other is inode or other.remote is None:
+            return True
+        if not other.linked:
+            if not other.remote.etag and not other.is_directory:
+                await self._look_at_doubtful(other, other.remote)
+            elif other.opens:
+                await self._set_aside(other)
+            return True
+        if self._in_circle(inode, other):
+            await self._set_aside(other)
+            return True
+        self.changes.queue(other)
+        return False
+
+    async def _look_at_doubtful(self, other: Inode, remote: ObjectInfo) -> None:
+        """Finds out what an operation whose answer was lost has left at a key."""
+        try:
+            info = await self.store.head(remote.key)
+        except NotFound:
+            info = None
+        if other.remote is not remote:
+            return
+        if info is not None and (info.metadata or {}).get(TOKEN) == (remote.metadata or {}).get(TOKEN):
+            other.remote = info
+            return
+        with self.changes.journal.transaction():
+            self.deletes.forget(other)
+
+    def _in_circle(self, inode: Inode, other: Inode) -> bool:
+        """Whether bringing `other` to its place would need `inode` to have left its own first."""
+        seen = {other.number}
+        step: Inode | None = other
+        while step is not None and step.linked:
+            step = self.inodes.displaced.get(self.inodes.object_key(step))
+            if step is inode:
+                return True
+            if step is not None and step.number in seen:
+                return False  # a circle that others will break
+            if step is not None:
+                seen.add(step.number)
+        return False
+
+    async def _set_aside(self, other: Inode) -> None:
+        """Copies the object to a temporary key; its old key then belongs to nobody and may be overwritten."""
+        source = await kept(self.store, other)
+        assert source is not None
+        key = keys.temporary_key(self.inodes.prefix)
+        target = Target(key, {**(source.metadata or {}), TOKEN: other.token}, source.headers or {}, ANY)
+        try:
+            etag = await copy_whole(self.store, source, target, self.limits)
+        except StoreError:
+            self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
+            raise
+        with self.changes.journal.transaction():
+            self.inodes.settle(source.key, other)
+            other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
+            self.inodes.displace(other)
+            self.changes.record(other)
+            self.changes.orphan(source)
