@@ -38,7 +38,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup packages demo-packages demo demo-stop test check clean
+.PHONY: help setup packages demo-packages demo demo-stop test check bench bench-report clean
 
 help:
 	@echo "make setup      everything for work on s3fuse: packages, .venv, MinIO's server, fsx"
@@ -141,6 +141,16 @@ demo-stop:
 
 test: setup
 	@.venv/bin/pytest -q
+
+.venv/.for-bench: .venv/.for-tests
+	@$(call venv,server$(,)test$(,)bench)
+	touch $@
+
+bench: setup .venv/.for-bench
+	@.venv/bin/python -m bench $(BENCH)
+
+bench-report: .venv/.for-bench
+	@.venv/bin/python -m bench.page bench/out/latest.json bench/report $(if $(NOTE),"$(NOTE)")
 
 check: .venv/.for-tests
 	@.venv/bin/ruff check .

@@ -108,7 +108,7 @@ class Null(pyfuse3.Operations):
 
 
 def main() -> None:
-    pyfuse3.init(Null(), sys.argv[1], set(pyfuse3.default_options) | {"fsname=null"})
+    pyfuse3.init(Null(), sys.argv[1], set(pyfuse3.default_options) | {"fsname=null", "subtype=null"})
     try:
         with quick_device():
             trio.run(pyfuse3.main)
