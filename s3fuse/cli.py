@@ -51,6 +51,7 @@ run_option = grouped("Running it")
 @server_option("--ca-file", type=FilePath(), help="Certificate authority of the server.")
 @server_option("--create-bucket", is_flag=True, help="Make the bucket if it does not exist.")
 @limit_option("--cache-dir", type=FilePath(), help="Where the journal and staged files are kept.")
+@limit_option("--cache-size", type=Size(), default="10GiB", show_default=True, help="Most disk for cached blocks.")
 @limit_option("--memory", type=Size(), default="256MiB", show_default=True, help="Most memory for cached blocks.")
 @limit_option("--dirty-size", type=Size(), default="4GiB", show_default=True, help="Most staged bytes; writers wait.")
 @limit_option("--max-requests", type=int, default=32, show_default=True, help="Most S3 requests at once.")
@@ -87,6 +88,7 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> No
         bucket=place.bucket,
         prefix=place.prefix,
         alias=place.alias,
+        cache_size_bytes=options.pop("cache_size"),
         memory_bytes=options.pop("memory"),
         dirty_size_bytes=options.pop("dirty_size"),
         drain_timeout_s=options.pop("drain_timeout"),

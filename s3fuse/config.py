@@ -100,6 +100,7 @@ class MountConfig:
     credentials_file: Path | None = None
     ca_file: str | None = None
     cache_dir: Path | None = None
+    cache_size_bytes: int = 10 << 30
     memory_bytes: int = 256 << 20
     dirty_size_bytes: int = 4 << 30
     max_requests: int = 32

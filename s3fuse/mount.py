@@ -21,6 +21,7 @@ import pyfuse3
 import trio
 
 from s3fuse import attrs, control, credentials, kernel
+from s3fuse.cachedir import disk_status, disk_tier
 from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
 from s3fuse.fuse.adapter import Adapter
 from s3fuse.fuse.wait import quick_device
@@ -153,7 +154,8 @@ class Mount:
         directories = Directories(inodes, self.store, defaults, config.attr_ttl_s)
         staging = Staging(self.journal.directory / "staging", self.journal)
         syncer = Syncer(self.store, inodes, changes, directories, workers=max(2, config.max_requests // 2))
-        blocks = BlockCache(self.store, self.nursery, config.memory_bytes)
+        disk = disk_tier(config, self.journal.directory, lambda: staging.staged_bytes)
+        blocks = BlockCache(self.store, self.nursery, config.memory_bytes, disk)
         self.core = Core(config, inodes, directories, changes, staging, syncer, blocks)
         self.drain_timeout_s = config.drain_timeout_s
         self.recovered = recover(inodes, changes, staging, defaults)
@@ -168,6 +170,8 @@ class Mount:
         try:
             pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
             self.nursery.start_soon(self.core.syncer.run)
+            if self.core.blocks.disk is not None:
+                self.nursery.start_soon(self.core.blocks.disk.run)
             self.nursery.start_soon(self._checkpoints)
             self.nursery.start_soon(self._signals)
             self.nursery.start_soon(self._stop)
@@ -250,6 +254,8 @@ class Mount:
         for inode in changes.dirty.values():
             log.error("not in the bucket yet: %s (%s); it stays in %s", *self._item(inode), self.journal.directory)
         with trio.move_on_after(5):
+            if self.core.blocks.disk is not None:
+                await self.core.blocks.disk.settle()
             await self.answered.wait()
         return ExitCode.PENDING if changes.dirty else ExitCode.DONE
 
@@ -350,6 +356,7 @@ class Mount:
                 "memory_limit_bytes": core.blocks.limit_bytes,
                 "block_hits": core.blocks.hits,
                 "block_misses": core.blocks.misses,
+                **disk_status(core.blocks.disk),
                 "staged_bytes": core.staging.staged_bytes,
                 "dirty_limit_bytes": self.config.dirty_size_bytes,
                 "inodes": len(core.inodes.table),

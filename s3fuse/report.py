@@ -34,6 +34,9 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("to upload", f"{pending['files']} files, {pending['bytes']:,} bytes"))
     facts += [("", f"{i['name']}: {i['error'] or i['state']}") for i in pending["items"][:20]]
     facts.append(("memory", f"{cache['memory_bytes']:,} of {cache['memory_limit_bytes']:,} bytes"))
+    facts.append(
+        ("disk", f"{cache['disk_bytes']:,} of {cache['disk_limit_bytes']:,} bytes, {cache['disk_hits']:,} hits")
+    )
     facts.append(("cache", cache["directory"]))
     facts.append(("server", f"{able['server']}; conflicts are checked: {able['conflict_check']}"))
     facts += [("conflict", text) for text in mount["conflicts"]]

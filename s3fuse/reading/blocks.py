@@ -1,5 +1,7 @@
 """The block cache: bytes of object versions in memory, up to a hard limit, fetched once however many wait.
 
+Behind the memory is the disk (`disk`): what is there is read from there, what came from the store is offered to it.
+
 A block is `BLOCK_BYTES` of one version, keyed by (key, etag, index): a version never changes, so a block is never
 stale. Neighbouring blocks that are missing come with one ranged GET, which fills their buffers one after the other.
 Buffers are allocated once and used again; the least recently used block gives its buffer up.
@@ -13,11 +15,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.errors import StoreError
+from s3fuse.reading.records import BLOCK_BYTES
 
 if TYPE_CHECKING:
+    from s3fuse.reading.disk import DiskTier
+    from s3fuse.reading.segments import Record
     from s3fuse.store.base import ObjectInfo, Store
 
-BLOCK_BYTES = 128 << 10
 #: Longest range of one GET; longer ones are fetched as several in parallel.
 RANGE_BYTES = 8 << 20
 
@@ -35,20 +39,22 @@ class Fetch:
 
 
 class Block:
-    """A buffer and what fills it; `fetch` is None once all bytes are there."""
+    """A buffer and what fills it; `fetch` is None once all bytes are there, `stored` False while the disk copies it."""
 
-    __slots__ = ("buffer", "fetch")
+    __slots__ = ("buffer", "fetch", "stored")
 
     def __init__(self, buffer: bytearray, fetch: Fetch) -> None:
         self.buffer = buffer
         self.fetch: Fetch | None = fetch
+        self.stored = True
 
 
 class BlockCache:
     """Reads object versions through memory. `limit_bytes` counts every buffer, filled or not."""
 
-    def __init__(self, store: Store, nursery: trio.Nursery, limit_bytes: int) -> None:
+    def __init__(self, store: Store, nursery: trio.Nursery, limit_bytes: int, disk: DiskTier | None = None) -> None:
         self.store = store
+        self.disk = disk
         self.hits = self.misses = 0
         self._nursery = nursery
         self._limit_blocks = max(64, limit_bytes // BLOCK_BYTES)
@@ -154,26 +160,31 @@ class BlockCache:
         return got
 
     def _evict(self) -> bytearray | None:
-        for block_key, block in self._blocks.items():
-            if block.fetch is None:
+        for _ in range(len(self._blocks)):
+            block_key, block = next(iter(self._blocks.items()))
+            if block.fetch is None and block.stored:
                 del self._blocks[block_key]
                 return block.buffer
+            self._blocks.move_to_end(block_key)  # it is needed for a while yet: not to be looked at each time
         return None
 
     def _start(self, version: ObjectInfo, run: list[int], buffers: list[bytearray]) -> None:
-        """Spawns a GET for each stretch of neighbouring blocks of the run, as far as the buffers go."""
+        """Spawns a fetch for each stretch of neighbouring blocks that are together, as far as the buffers go."""
         fetch = Fetch()
         taken: list[int] = []
+        where: Record | None = None
         for index, buffer in zip(run, buffers, strict=False):
-            if taken and index != taken[-1] + 1:  # somebody fetched what was between
-                self._nursery.start_soon(self._fetch, version, taken, fetch)
+            record = self.disk.find(version, index) if self.disk is not None else None
+            if taken and (index != taken[-1] + 1 or record is not where):  # another was faster, or it is elsewhere
+                self._nursery.start_soon(self._fetch, version, taken, fetch, where)
                 fetch, taken = Fetch(), []
+            where = record
             self._blocks[(version.key, version.etag, index)] = Block(buffer, fetch)
             taken.append(index)
         if taken:
-            self._nursery.start_soon(self._fetch, version, taken, fetch)
+            self._nursery.start_soon(self._fetch, version, taken, fetch, where)
 
-    async def _fetch(self, version: ObjectInfo, run: list[int], fetch: Fetch) -> None:
+    async def _fetch(self, version: ObjectInfo, run: list[int], fetch: Fetch, record: Record | None) -> None:
         offset = run[0] * BLOCK_BYTES
         blocks = [self._blocks[(version.key, version.etag, index)] for index in run]
         left = min(version.size_bytes - offset, len(run) * BLOCK_BYTES)
@@ -182,7 +193,9 @@ class BlockCache:
             views.append(memoryview(block.buffer)[: min(left, BLOCK_BYTES)])
             left -= BLOCK_BYTES
         try:
-            await self.store.get_into(version.key, offset, views, etag=version.etag)
+            if self.disk is None or record is None or not await self.disk.read(version, record, run[0], views):
+                await self.store.get_into(version.key, offset, views, etag=version.etag)
+                self._offer(version, run[0], blocks, views)
         except StoreError as error:
             self._fail(version, run, fetch, error)
         except BaseException:
@@ -194,6 +207,18 @@ class BlockCache:
         finally:
             fetch.done.set()
             self._freed.set()
+
+    def _offer(self, version: ObjectInfo, first: int, blocks: list[Block], views: list[memoryview]) -> None:
+        """Has the disk copy the blocks; their buffers are not given to others until it has."""
+
+        def stored() -> None:
+            for block in blocks:
+                block.stored = True
+            self._freed.set()
+
+        if self.disk is not None and self.disk.offer(version, first, views, stored):
+            for block in blocks:
+                block.stored = False
 
     def _fail(self, version: ObjectInfo, run: list[int], fetch: Fetch, error: Exception) -> None:
         fetch.error = error

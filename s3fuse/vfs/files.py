@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.errors import NotFound, PreconditionFailed
-from s3fuse.reading.blocks import BLOCK_BYTES
+from s3fuse.reading.records import BLOCK_BYTES
 from s3fuse.reading.window import Window
 from s3fuse.writing.layers import BASE
 from s3fuse.writing.staging import DirtyFile
