@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, cast
 
 import pytest
@@ -67,7 +67,11 @@ class Bench:
         return sorted(self.directory.iterdir())
 
     def disk_bytes(self) -> int:
-        return sum(path.stat().st_size for path in self.files())
+        sizes = 0
+        for path in self.files():
+            with suppress(FileNotFoundError):  # a thread has just removed it
+                sizes += path.stat().st_size
+        return sizes
 
 
 @pytest.fixture
