@@ -3,7 +3,8 @@
 An answer of the store is good for `ttl_s` from when it was asked for. Until then nothing is asked again; after it,
 a name is asked for alone or with its whole directory, whichever has cost less so far: single names are asked until
 they have cost as many requests as a listing would, then the directory is listed, first one page, then four times as
-many each time it turns out to be larger.
+many each time it turns out to be larger. A listing that took longer than the TTL cannot be as fresh as the TTL asks
+for; it is good for a few times as long as it took, else walking a large directory would be listing it for ever.
 `merge` turns the answers into inodes.
 """
 
@@ -32,6 +33,9 @@ log = logging.getLogger(__name__)
 
 #: A directory of up to this many pages is listed again as a whole when its listing is no longer fresh.
 SMALL_PAGES = 2
+#: A listing that took longer than this and the TTL is good for so many times as long as it took.
+SLOW_S = 1.0
+WORTH = 5
 #: How long a question about an inode that is known may take, and how long what was known is good without an answer.
 PATIENCE_S = 5.0
 #: The root is always there, and df looks at it before it asks for free space.
@@ -260,12 +264,17 @@ class Directories:
         if token is not None:
             listing.pages = max(listing.pages, count) * 4
             return
+        now = time.monotonic()
+        slow = now - started > max(self.ttl_s, SLOW_S)
+        valid_until = now + (WORTH * (now - started) if slow else self.ttl_s)
         for name, child in list(directory.children.items()):
             if name not in seen and self._merge.believable(child, started):
                 self._merge.vanish(child)
+            elif slow and name in seen and not child.dirty:
+                child.valid_until = max(child.valid_until, valid_until)
         listing.pages = count
         listing.complete = True
-        listing.valid_until = time.monotonic() + self.ttl_s
+        listing.valid_until = valid_until
         listing.absent.clear()
         self._note_hidden(prefix, hidden)
 

@@ -11,7 +11,8 @@ import trio
 
 from s3fuse.errors import NotFound, PreconditionFailed
 from s3fuse.reading.records import BLOCK_BYTES
-from s3fuse.reading.window import Window
+from s3fuse.reading.siblings import Siblings
+from s3fuse.reading.window import INITIAL_BYTES, Window
 from s3fuse.writing.layers import BASE
 from s3fuse.writing.staging import DirtyFile
 
@@ -42,6 +43,7 @@ class Files:
     def __init__(self, core: Core) -> None:
         self.core = core
         self.handles: dict[int, Handle] = {}
+        self._siblings = Siblings(core.blocks.limit_bytes // 8 // INITIAL_BYTES)
         self._next = 1
 
     async def open(self, inode: Inode, flags: int) -> int:
@@ -97,6 +99,8 @@ class Files:
             if ahead != handle.ahead:
                 blocks.prefetch(version, handle.ahead if start < handle.ahead < ahead else start, ahead)
                 handle.ahead = ahead
+            if not start and version.size_bytes <= INITIAL_BYTES:
+                self._fetch_siblings(handle.inode)
             return await blocks.read(version, start, stop)
         except (NotFound, PreconditionFailed):
             inode = handle.inode
@@ -105,6 +109,18 @@ class Files:
                 return await self._read_version(handle, now, start, stop)  # our own upload or rename came between
             inode.valid_until = 0.0
             raise OSError(errno.ESTALE, "the object was replaced or deleted", inode.name) from None
+
+    def _fetch_siblings(self, inode: Inode) -> None:
+        """Starts fetching the small files that whoever reads this one will want next."""
+        parent = inode.parent
+        if parent is None or not inode.linked:
+            return
+        for name in self._siblings.on_read(parent.number, inode.name, parent.children):
+            sibling = parent.children.get(name)
+            if sibling is not None and sibling.is_regular and sibling.data is None and sibling.remote is not None:
+                size_bytes = sibling.remote.size_bytes
+                if 0 < size_bytes <= INITIAL_BYTES:
+                    self.core.blocks.prefetch(sibling.remote, 0, size_bytes)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Stages and journals the bytes; waits while more is dirty than the mount may hold."""
