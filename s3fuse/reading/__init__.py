@@ -1,1 +1,1 @@
-"""The read path: `window` and `siblings` decide what to fetch ahead, `blocks` fetches and keeps, `disk` keeps longer."""
+"""The read path: `window` and `siblings` decide what to fetch ahead, `blocks` fetches and keeps, `disk` for longer."""
