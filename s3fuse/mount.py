@@ -28,8 +28,9 @@ from s3fuse.fuse.wait import quick_device
 from s3fuse.namespace.changes import Changes
 from s3fuse.namespace.directories import Directories
 from s3fuse.namespace.inodes import Inodes
-from s3fuse.namespace.recovery import recover
+from s3fuse.namespace.recovery import lost_folders, recover
 from s3fuse.namespace.syncer import Syncer
+from s3fuse.namespace.upkeep import keep_up
 from s3fuse.reading.blocks import BlockCache
 from s3fuse.store.s3 import S3Store
 from s3fuse.vfs.core import Core
@@ -49,7 +50,6 @@ log = logging.getLogger(__name__)
 START_S = 8.0
 READ_AHEAD_KIB = 1024
 STATUS_ITEMS = 100
-WAL_BYTES = 8 << 20
 
 
 def serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
@@ -172,7 +172,7 @@ class Mount:
             self.nursery.start_soon(self.core.syncer.run)
             if self.core.blocks.disk is not None:
                 self.nursery.start_soon(self.core.blocks.disk.run)
-            self.nursery.start_soon(self._checkpoints)
+            self.nursery.start_soon(keep_up, self.core.changes, self.core.staging, self.core.syncer.uploads)
             self.nursery.start_soon(self._signals)
             self.nursery.start_soon(self._stop)
             await self.nursery.start(self._control)
@@ -208,13 +208,6 @@ class Mount:
         kernel.set_read_ahead(self.config.mountpoint, READ_AHEAD_KIB)  # the handshake would have put it back
         log.info("mounted %s on %s", self._source(), self.config.mountpoint)
         ready()
-
-    async def _checkpoints(self) -> None:
-        """Keeps the journal's WAL short, in a thread: a checkpoint syncs the disk."""
-        while True:
-            await trio.sleep(1)
-            if self.journal.wal_bytes > WAL_BYTES:
-                await trio.to_thread.run_sync(self.journal.checkpoint)
 
     # -- ending
 
@@ -352,6 +345,7 @@ class Mount:
             "hidden_keys": sum(core.directories.hidden.values()),
             "cache": {
                 "directory": str(self.journal.directory),
+                "lost": lost_folders(self.journal.directory),
                 "memory_bytes": core.blocks.used_bytes,
                 "memory_limit_bytes": core.blocks.limit_bytes,
                 "block_hits": core.blocks.hits,

@@ -38,6 +38,7 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
         ("disk", f"{cache['disk_bytes']:,} of {cache['disk_limit_bytes']:,} bytes, {cache['disk_hits']:,} hits")
     )
     facts.append(("cache", cache["directory"]))
+    facts += [("", f"staged bytes of which the journal lost track: {folder}") for folder in cache.get("lost", ())]
     facts.append(("server", f"{able['server']}; conflicts are checked: {able['conflict_check']}"))
     facts += [("conflict", text) for text in mount["conflicts"]]
     if mount["hidden_keys"]:

@@ -104,8 +104,11 @@ class Changes:
             self.settle(older)
 
     def doubt(self, inode: Inode) -> None:
-        """An operation that failed may have written a key that the inode no longer wants: whatever it did is undone."""
-        if inode.maybe_at is not None:
+        """An operation that failed may have written a key that the inode no longer wants: whatever it did is undone.
+
+        Not where the inode's own object is: bytes of the file may be there only.
+        """
+        if inode.maybe_at is not None and (inode.remote is None or inode.remote.key != inode.maybe_at):
             self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: self.token(inode)}, {}))
             inode.maybe_at = None
 
@@ -229,4 +232,5 @@ class Changes:
             None if remote is None else remote.size_bytes,
             None if remote is None else encode_map(remote.metadata),
             None if remote is None else encode_map(remote.headers),
+            inode.maybe_at,
         )

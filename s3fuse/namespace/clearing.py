@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
+from s3fuse.namespace.deletes import Behind
 from s3fuse.store.base import ANY, ObjectInfo
 from s3fuse.writing.upload import Target, copy_whole
 
@@ -18,7 +19,16 @@ if TYPE_CHECKING:
     from s3fuse.namespace.deletes import Deletes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import Store
+    from s3fuse.writing.leftovers import Uploads
     from s3fuse.writing.plan import Limits
+
+
+async def look(store: Store, key: str) -> ObjectInfo | None:
+    """What is at the key now, None for nothing."""
+    try:
+        return await store.head(key)
+    except NotFound:
+        return None
 
 
 async def kept(store: Store, inode: Inode) -> ObjectInfo | None:
@@ -43,6 +53,7 @@ class Clearing:
         inodes: Inodes,
         changes: Changes,
         deletes: Deletes,
+        uploads: Uploads,
         limits: Limits,
         failures: Mapping[int, int],
     ) -> None:
@@ -50,46 +61,48 @@ class Clearing:
         self.inodes = inodes
         self.changes = changes
         self.deletes = deletes
+        self.uploads = uploads
         self.limits = limits
         self.failures = failures
 
-    def directory_first(self, inode: Inode) -> bool:
-        """Whether the marker of the directory it is in has still to come; then that is asked for.
+    def directory_first(self, inode: Inode) -> None:
+        """Raises Behind where the marker of the directory it is in has still to come, which is asked for.
 
         SeaweedFS loses a marker that arrives at the same moment as the first object below it.
         """
         parent = inode.parent
         if parent is None or parent.parent is None or not parent.dirty or parent.number in self.failures:
-            return False
+            return
         if parent.remote is not None and parent.remote.key == self.inodes.object_key(parent):
-            return False
+            return
         if parent.number not in self.changes.in_flight:
             self.changes.queue(parent)
-        return True
+        raise Behind(parent)
 
-    async def clear(self, inode: Inode, key: str) -> bool:
-        """Whether `key` may be written now. Moves another inode's object out of the way, or asks for that."""
+    async def clear(self, inode: Inode, key: str) -> None:
+        """Makes sure that `key` may be written now: moves another inode's object out of the way.
+
+        Raises Behind where that one has to go to its own place first, which is asked for unless it is failing.
+        """
         other = self.inodes.displaced.get(key)
         if other is None or other is inode or other.remote is None:
-            return True
+            return
         if not other.linked:
             if not other.remote.etag and not other.is_directory:
                 await self._look_at_doubtful(other, other.remote)
             elif other.opens:
                 await self._set_aside(other)
-            return True
+            return
         if self._in_circle(inode, other):
             await self._set_aside(other)
-            return True
-        self.changes.queue(other)
-        return False
+            return
+        if other.number not in self.failures:  # else it has its own time to be tried again
+            self.changes.queue(other)
+        raise Behind(other)
 
     async def _look_at_doubtful(self, other: Inode, remote: ObjectInfo) -> None:
         """Finds out what an operation whose answer was lost has left at a key."""
-        try:
-            info = await self.store.head(remote.key)
-        except NotFound:
-            info = None
+        info = await look(self.store, remote.key)
         if other.remote is not remote:
             return
         if info is not None and (info.metadata or {}).get(TOKEN) == (remote.metadata or {}).get(TOKEN):
@@ -119,7 +132,7 @@ class Clearing:
         key = keys.temporary_key(self.inodes.prefix)
         target = Target(key, {**(source.metadata or {}), TOKEN: other.token}, source.headers or {}, ANY)
         try:
-            etag = await copy_whole(self.store, source, target, self.limits)
+            etag = await copy_whole(self.store, self.uploads, source, target, self.limits)
         except StoreError:
             self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
             raise

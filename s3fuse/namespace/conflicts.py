@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN, Changes
+from s3fuse.namespace.clearing import look
 from s3fuse.writing.layers import BASE
 
 if TYPE_CHECKING:
@@ -38,15 +39,18 @@ class Conflicts:
 
         Raises OSError(ESTALE) where the bytes that the change is based on are gone: it then stays in the journal.
         """
-        try:
-            info: ObjectInfo | None = await self.store.head(key)
-        except NotFound:
-            info = None
+        info = await look(self.store, key)
         data = inode.data
         if info is not None and self._carries(info, self.changes.token(inode)):
             return info
-        if info is not None and inode.remote is None and self._carries(info, inode.token):
+        earlier = [] if data is None else data.outdated_tokens
+        if info is not None and (
+            (inode.remote is None and self._carries(info, inode.token))
+            or any(self._carries(info, token) for token in earlier)
+        ):
             inode.remote = info  # an earlier operation of ours, whose answer was lost: this one comes on top of it
+            if data is not None:
+                data.base_bytes = info.size_bytes
             self._again(inode)
             return None
         if data is None or not data.layers:

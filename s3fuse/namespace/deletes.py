@@ -31,15 +31,24 @@ BEHIND_S = 0.02
 LISTED_KEYS = 10
 
 
-class Deletes:
-    """Deletes objects of unlinked inodes, many in one request."""
+class Behind(Exception):
+    """Another inode has to be brought to the bucket first."""
 
-    def __init__(self, store: Store, inodes: Inodes, changes: Changes) -> None:
+    def __init__(self, other: Inode) -> None:
+        super().__init__(f"waits for {other.name or other.number}" + (f": {other.error}" if other.error else ""))
+        self.other = other
+
+
+class Deletes:
+    """Deletes objects of unlinked inodes, many in one request; `failures` are the numbers of those that fail."""
+
+    def __init__(self, store: Store, inodes: Inodes, changes: Changes, failures: Mapping[int, int]) -> None:
         self.store = store
+        self.failures = failures
         self.inodes = inodes
         self.changes = changes
 
-    async def run(self, batch: list[Inode]) -> list[tuple[Inode, OSError]]:
+    async def run(self, batch: list[Inode]) -> list[tuple[Inode, Exception]]:
         """Deletes the objects of unlinked inodes; gives why some could not be. One that is open waits for its close."""
         with self.changes.journal.transaction():
             for inode in batch:
@@ -49,8 +58,14 @@ class Deletes:
         ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self.may_go(inode)}
         # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
         early = self.inodes.with_more_below(list(ready))
+        behind: list[tuple[Inode, Exception]] = []
         for key in early:
-            self.changes.queue(ready.pop(key), BEHIND_S)
+            directory = ready.pop(key)
+            blocker = self._failing_below(key)
+            if blocker is None:
+                self.changes.queue(directory, BEHIND_S)
+            else:
+                behind.append((directory, Behind(blocker)))
         ours = await self._still_ours(ready)
         failed: dict[str, str] = {}
         if len(ours) == 1:
@@ -64,7 +79,16 @@ class Deletes:
                 if key in ours:
                     self.inodes.note_deleted(key)
                 self.forget(inode)
-        return [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
+        return behind + [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
+
+    def _failing_below(self, key: str) -> Inode | None:
+        """What keeps a directory's key from being deleted for longer, if anything does."""
+        if not self.failures:
+            return None
+        for below, inode in self.inodes.displaced.items():
+            if below != key and below.startswith(key) and inode.number in self.failures:
+                return inode
+        return None
 
     def may_go(self, inode: Inode) -> bool:
         """Not while somebody reads it, nor while the next object under its name is on its way: that one replaces it."""
@@ -87,12 +111,18 @@ class Deletes:
         ours = [key for key in ready if key.endswith("/")]
         for key, info in there.items():
             remote = files[key]
-            token = (remote.metadata or {}).get(TOKEN)
-            if info.etag == remote.etag or (not remote.etag and (info.metadata or {}).get(TOKEN) == token):
+            if info.etag == remote.etag or (info.metadata or {}).get(TOKEN) in self._tokens(ready[key], remote):
                 ours.append(key)
             else:
                 log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
         return sorted(ours, reverse=True)
+
+    def _tokens(self, inode: Inode, remote: ObjectInfo) -> set[str]:
+        """What another version may carry that this mount wrote in an operation whose outcome it does not know."""
+        tokens = set() if remote.etag else {(remote.metadata or {}).get(TOKEN, "")}
+        if inode.maybe_at == remote.key:
+            tokens.add(self.changes.token(inode))
+        return tokens - {""}
 
     async def _look(
         self, folder: str, keys: list[str], files: Mapping[str, ObjectInfo], there: dict[str, ObjectInfo]

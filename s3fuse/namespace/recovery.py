@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import secrets
+import sqlite3
 import stat
 import time
 from typing import TYPE_CHECKING
@@ -10,14 +12,21 @@ from typing import TYPE_CHECKING
 from s3fuse import attrs, keys
 from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
-from s3fuse.writing.journal import NodeRow, StagedLayer, decode_map, decode_xattrs
+from s3fuse.writing.journal import NodeRow, StagedLayer, decode_map, decode_xattrs, unreadable
 from s3fuse.writing.staging import DirtyFile, Staging
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.writing.journal import Journal
+    from s3fuse.writing.leftovers import Uploads
 
 log = logging.getLogger(__name__)
+
+#: What folders begin with that hold staged bytes which a damaged journal may have forgotten.
+LOST = "lost-"
 
 
 def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.Defaults) -> int:
@@ -25,25 +34,58 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
 
     A file whose staging was damaged stays in the journal and fails with its reason, never silently.
     """
-    rows = changes.journal.nodes()
-    changes.journal.drop_layers_without_node()
-    layers = changes.journal.layers()
-    staging.begin((number, staged) for number, of_file in layers.items() for staged in of_file)
+    try:
+        rows = changes.journal.nodes()
+        changes.journal.drop_layers_without_node()
+        layers = changes.journal.layers()
+    except (sqlite3.DatabaseError, ValueError) as error:
+        raise unreadable(changes.journal.directory, error) from error
+    named = ((number, staged) for number, of_file in layers.items() for staged in of_file)
+    staging.begin(named, keep_what_is_lost(changes.journal))
     inodes.reserve(max((row.number for row in rows), default=0))
     for row in rows:
         inode = _place(inodes, row, defaults)
         _restore(inode, row, staging, layers.get(row.number, []))
         inodes.displace_if_moved(inode)
         key = inodes.object_key(inode)
-        if inode.linked and (inode.remote is None or inode.remote.key != key):
-            inode.maybe_at = key
         inode.version += 1
         changes.dirty[inode.number] = inode
+        if row.maybe_at is not None and (row.maybe_at != key or not inode.linked):
+            inode.maybe_at = row.maybe_at
+            changes.doubt(inode)
+        if inode.linked and inode.maybe_at is None and (inode.remote is None or inode.remote.key != key):
+            inode.maybe_at = key
         changes.queue(inode)
     inodes.leave_what_is_not_there()
     if rows:
         log.info("the journal holds %d changes that are not in the bucket yet", len(rows))
     return len(rows)
+
+
+def keep_what_is_lost(journal: Journal) -> Path | None:
+    """Where staged bytes go that a damaged journal may have forgotten: None where it is whole."""
+    if not journal.lost:
+        return None
+    folder = journal.directory / f"{LOST}{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}"
+    log.error(
+        "%s; what was staged and is not known any more is kept in %s, see s3fuse cache list", journal.lost, folder
+    )
+    return folder
+
+
+def lost_folders(directory: Path) -> list[str]:
+    """Where in a cache directory such bytes are kept."""
+    return sorted(str(path) for path in directory.glob(f"{LOST}*"))
+
+
+def rewrite(changes: Changes, uploads: Uploads) -> None:
+    """Puts everything that `recover` would need into an empty journal."""
+    for inode in changes.dirty.values():
+        changes.journal.put_node(changes.row(inode))
+        if inode.data is not None:
+            inode.data.journal_again()
+    for upload in (*uploads.left.values(), *uploads.running.values()):
+        changes.journal.put_upload(upload)
 
 
 def _place(inodes: Inodes, row: NodeRow, defaults: attrs.Defaults) -> Inode:
@@ -101,5 +143,7 @@ def _restore(inode: Inode, row: NodeRow, staging: Staging, layers: list[StagedLa
     base_bytes = inode.remote.size_bytes if inode.remote is not None else 0
     inode.data = DirtyFile.recovered(staging, row.number, base_bytes, layers)
     inode.size = inode.data.size
-    for problem in inode.data.damage():
-        log.error("staged data of %s is damaged: %s; it stays in %s", row.key, problem, staging.directory)
+    inode.data.check_lengths()
+    if inode.data.damaged:
+        inode.error = inode.data.damaged
+        log.error("%s: %s; it stays in %s", row.key, inode.error, staging.directory)

@@ -22,10 +22,11 @@ import trio
 from s3fuse import attrs, keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
-from s3fuse.namespace.clearing import Clearing, kept
+from s3fuse.namespace.clearing import Clearing, kept, look
 from s3fuse.namespace.conflicts import Conflicts
-from s3fuse.namespace.deletes import Deletes
+from s3fuse.namespace.deletes import Behind, Deletes
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
+from s3fuse.writing.leftovers import Uploads
 from s3fuse.writing.plan import Limits
 from s3fuse.writing.upload import Target, Version, copy_whole, upload
 
@@ -36,11 +37,14 @@ if TYPE_CHECKING:
     from s3fuse.namespace.directories import Directories
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import Store
+    from s3fuse.writing.staging import DirtyFile
 
 log = logging.getLogger(__name__)
 
 #: How long an inode waits for another one that is in its way.
 BEHIND_S = 0.02
+#: The same where that one fails: it is looked at again this often.
+FAILING_BEHIND_S = 0.5
 DELETE_BATCH = 1000
 
 
@@ -63,17 +67,18 @@ class Syncer:
         self.directories = directories
         self.limits = limits or Limits()
         self.conflicts = Conflicts(store, inodes, changes)
-        self.deletes = Deletes(store, inodes, changes)
+        self.uploads = Uploads(store, changes.journal)
         self.last_error = ""
-        self._started_ns = time.time_ns()
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
         self._failures: dict[int, int] = {}
-        self._clearing = Clearing(store, inodes, changes, self.deletes, self.limits, self._failures)
+        self.deletes = Deletes(store, inodes, changes, self._failures)
+        self._clearing = Clearing(store, inodes, changes, self.deletes, self.uploads, self.limits, self._failures)
         self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.uploads.run)
             while True:
                 inode = self.changes.pop_due()
                 if inode is None:
@@ -116,7 +121,7 @@ class Syncer:
 
     async def _attempt(self, batch: list[Inode]) -> None:
         first = batch[0]
-        failed: list[tuple[Inode, OSError]] = []
+        failed: list[tuple[Inode, Exception]] = []
         try:
             if any(inode.linked and self._keys(inode) != self.changes.in_flight[inode.number] for inode in batch):
                 self.changes.queue(first)  # renamed since it was taken
@@ -130,7 +135,7 @@ class Syncer:
             for inode, reason in failed:
                 self._postpone(inode, reason)
         except Exception as error:
-            if not isinstance(error, (StoreError, OSError)):
+            if not isinstance(error, (StoreError, OSError, Behind)):
                 log.exception("bringing %r to the bucket failed", first)
             for inode in batch:
                 self._postpone(inode, error)
@@ -141,6 +146,9 @@ class Syncer:
 
     def _postpone(self, inode: Inode, error: Exception) -> None:
         """Tells who waits, and tries again later: at once, then after up to a minute."""
+        if isinstance(error, Behind):
+            self._wait_behind(inode, error)
+            return
         if not (isinstance(error, StoreError) and error.transient):
             self._hopeless.add(inode.number)
         failures = self._failures[inode.number] = self._failures.get(inode.number, 0) + 1
@@ -150,15 +158,29 @@ class Syncer:
         self.changes.failed(inode, str(error))
         self.changes.queue(inode, min(60.0, 0.25 * 2 ** min(failures, 9)) * random.uniform(0.5, 1.0))
 
-    async def _bring(self, inode: Inode) -> None:
-        key = self.inodes.object_key(inode)
-        if self._clearing.directory_first(inode) or not await self._clearing.clear(inode, key):
+    def _wait_behind(self, inode: Inode, behind: Behind) -> None:
+        """Tries again soon; while the other one fails this one fails with it, and who waits for it is told."""
+        other = behind.other
+        if other.number not in self._failures:
+            self._failures.pop(inode.number, None)
+            self._hopeless.discard(inode.number)
             self.changes.queue(inode, BEHIND_S)
             return
+        self._failures[inode.number] = 1
+        if other.number in self._hopeless:
+            self._hopeless.add(inode.number)
+        self.changes.failed(inode, str(behind))
+        self.changes.queue(inode, FAILING_BEHIND_S)
+
+    async def _bring(self, inode: Inode) -> None:
+        key = self.inodes.object_key(inode)
+        self._clearing.directory_first(inode)
+        await self._clearing.clear(inode, key)
         if inode.maybe_at not in (None, key):
             self.changes.doubt(inode)
-        if inode.remote is None or inode.remote.key != key:
-            inode.maybe_at = key
+            if inode.maybe_at is not None and await self._has_arrived(inode):
+                return
+        inode.maybe_at = key
         try:
             if inode.data is not None and inode.data.layers:
                 await self._upload(inode, key)
@@ -172,6 +194,19 @@ class Syncer:
                 target = Target(key, ours.metadata or {}, ours.headers or {}, ANY)
                 self._arrived(inode, target, ours.etag, ours.size_bytes, inode.synced_version)
                 self.changes.queue(inode)
+
+    async def _has_arrived(self, inode: Inode) -> bool:
+        """Whether an operation whose outcome was unknown did replace the object that has to leave its key now."""
+        remote, token = inode.remote, self.changes.token(inode)
+        assert remote is not None
+        info = await look(self.store, remote.key)
+        if info is None or info.etag == remote.etag or (info.metadata or {}).get(TOKEN) != token:
+            return False
+        if inode.remote is remote:
+            target = Target(info.key, info.metadata or {}, info.headers or {}, ANY)
+            self._arrived(inode, target, info.etag, info.size_bytes, inode.synced_version)
+            self.changes.queue(inode)
+        return True
 
     # -- the operations
 
@@ -197,21 +232,25 @@ class Syncer:
     async def _upload(self, inode: Inode, key: str) -> None:
         data = inode.data
         assert data is not None
-        if data.from_journal:
-            await self._abort_leftovers(key)
-            data.from_journal = False
         data.freeze()
+        if data.unchecked:
+            await self._check_staged(data)
         version = inode.version if len(data.layers) == 1 else inode.version - 1
         frozen = Version.frozen(data, inode.remote)
         target = await self._target(inode, key)
-        etag = await upload(self.store, frozen, target, self.limits)
+        etag = await upload(self.store, self.uploads, frozen, target, self.limits)
         self._arrived(inode, target, etag, frozen.size_bytes, version)
 
-    async def _abort_leftovers(self, key: str) -> None:
-        """Ends multipart uploads of this key that a process before this one has left in the bucket."""
-        for found in await self.store.list_uploads(key):
-            if found.key == key and found.initiated_ns < self._started_ns:
-                await self.store.multipart_abort(key, found.upload_id)
+    @staticmethod
+    async def _check_staged(data: DirtyFile) -> None:
+        """Raises OSError(EIO) where staged bytes are damaged, unless they were written anew since then."""
+        try:
+            for _ in data.check():
+                await trio.lowlevel.checkpoint()
+        except OSError:
+            if not data.give_up_oldest():
+                raise
+            data.freeze()
 
     async def _create(self, inode: Inode, key: str) -> None:
         """Writes what has no staged bytes: directory markers, symlinks, special and empty files."""
@@ -229,7 +268,7 @@ class Syncer:
         target = await self._target(inode, key)
         source = inode.remote
         assert source is not None
-        etag = await copy_whole(self.store, source, target, self.limits)
+        etag = await copy_whole(self.store, self.uploads, source, target, self.limits)
         self._arrived(inode, target, etag, source.size_bytes, version)
 
     def _arrived(self, inode: Inode, target: Target, etag: str, size: int, version: int) -> None:

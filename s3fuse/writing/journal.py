@@ -1,8 +1,10 @@
 """The journal: everything that is acknowledged and not yet in the bucket, in one SQLite file (WAL).
 
 A row of `node` is an inode that differs from the bucket: what it should be (`key`, attributes; key NULL = deleted)
-and which object version it is now (`remote_*`, NULL = none). `layer` says which bytes of a regular file are staged,
-and in which slot or file; ranges beyond the first one are in `staged`. State, not history: replaying means bringing
+and which object version it is now (`remote_*`, NULL = none); `maybe_at` is a key that an operation under way may have
+written. `layer` says which bytes of a regular file are staged, and in which slot or file, with their checksum;
+segments (see `checks`) beyond the first one are in `segment`. `upload` has the multipart uploads begun and not
+known to be ended. State, not history: replaying means bringing
 each row to the bucket, in any order that `syncer` allows. Statements commit at once; a process crash loses none (WAL
 pages are in the page cache), a power failure may lose the last ones unless `sync` returned.
 """
@@ -13,36 +15,48 @@ import fcntl
 import json
 import os
 import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from s3fuse.errors import UserError
+from s3fuse.writing import wal
+from s3fuse.writing.checks import IN_DOUBT, Segment
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import Layer
+from s3fuse.writing.wal import FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
-FORMAT = 1
+    from s3fuse.writing.checks import Step
+
+FORMAT = 2
+PART = "journal.part"
+
+#: `home` of a layer whose row has no segment.
+HOMELESS = -1
 
 SCHEMA = """
-CREATE TABLE IF NOT EXISTS identity (format INTEGER NOT NULL, store TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS node (
     number INTEGER PRIMARY KEY, key TEXT, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, rdev INTEGER NOT NULL,
     xattrs TEXT NOT NULL, target BLOB, size INTEGER NOT NULL, token TEXT NOT NULL,
-    remote_key TEXT, remote_etag TEXT, remote_size INTEGER, remote_metadata TEXT, remote_headers TEXT
+    remote_key TEXT, remote_etag TEXT, remote_size INTEGER, remote_metadata TEXT, remote_headers TEXT,
+    maybe_at TEXT
 ) STRICT;
 CREATE TABLE IF NOT EXISTS layer (
     number INTEGER NOT NULL, generation INTEGER NOT NULL, size INTEGER NOT NULL, below INTEGER NOT NULL,
     token TEXT NOT NULL, slot INTEGER, start INTEGER NOT NULL, stop INTEGER NOT NULL,
-    PRIMARY KEY (number, generation)
+    crc INTEGER NOT NULL, PRIMARY KEY (number, generation)
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS staged (
-    number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL
+CREATE TABLE IF NOT EXISTS segment (
+    number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    crc INTEGER NOT NULL, PRIMARY KEY (number, generation, start)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS upload (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, upload_id TEXT, begun_ns INTEGER NOT NULL
 ) STRICT;
-CREATE INDEX IF NOT EXISTS staged_of ON staged (number, generation);
 """
 
 
@@ -67,14 +81,25 @@ class NodeRow(NamedTuple):
     remote_size: int | None
     remote_metadata: str | None
     remote_headers: str | None
+    maybe_at: str | None
 
 
 class StagedLayer(NamedTuple):
-    """A layer, the token of its upload, and its slot in the slab (None: it has a staging file of its own)."""
+    """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments."""
 
     layer: Layer
     token: str
     slot: int | None
+    segments: list[Segment]
+
+
+class BegunUpload(NamedTuple):
+    """A multipart upload of `key`; without an `upload_id` the server's answer had not come."""
+
+    id: int
+    key: str
+    upload_id: str | None
+    begun_ns: int
 
 
 def encode_map(values: Mapping[str, str] | None) -> str | None:
@@ -93,163 +118,314 @@ def decode_xattrs(text: str) -> dict[str, bytes]:
     return {str(name): bytes.fromhex(value) for name, value in json.loads(text).items()}
 
 
-class Journal:
-    """The journal of one cache directory, locked against a second process while open."""
+@contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    """Keeps other processes from using a cache directory (made if it is missing), and gives the lock's descriptor.
 
-    def __init__(self, directory: Path, store: str) -> None:
-        """Opens or makes it for the bucket that `store` names.
-
-        Raises UserError where another process has it, it belongs to another bucket, or its format is unknown.
-        """
-        self.directory = directory
-        self._lock = self._take_lock(directory)
-        try:
-            self._db = sqlite3.connect(directory / "journal.sqlite", isolation_level=None, cached_statements=64)
-            self._prepare(directory, store)
-        except sqlite3.DatabaseError as error:
-            os.close(self._lock)
-            raise UserError(
-                f"the journal in {directory} cannot be read ({error}); move that directory aside to start with an "
-                "empty cache, and keep it: files waiting for upload are in its folder staging/"
-            ) from error
-        except BaseException:
-            os.close(self._lock)
-            raise
-
-    @staticmethod
-    def _take_lock(directory: Path) -> int:
-        try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise UserError(
-                f"cache directory {directory} cannot be used: {error.strerror}; choose another with --cache-dir"
-            ) from error
+    Raises UserError where another process has it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(
+            f"cache directory {directory} cannot be used: {error.strerror}; choose another with --cache-dir"
+        ) from error
+    try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(lock)
             raise UserError(
                 f"cache directory {directory} is in use by another mount; unmount that one or choose another "
                 "with --cache-dir"
             ) from None
-        return lock
+        yield lock
+    finally:
+        os.close(lock)
 
-    def _prepare(self, directory: Path, store: str) -> None:
-        execute = self._db.execute
+
+def unreadable(directory: Path, error: Exception) -> UserError:
+    return UserError(
+        f"the journal in {directory} cannot be read ({error}); move that directory aside to start with an empty cache, "
+        "and keep it: files waiting for upload are in its folder staging/"
+    )
+
+
+class Journal:
+    """The journal of one cache directory, locked against a second process while open.
+
+    `lost` says what it has lost since it was last open, as a text ("": nothing). `suspect`: a statement failed.
+    """
+
+    def __init__(self, directory: Path, store: str) -> None:
+        """Opens or makes it for the bucket that `store` names.
+
+        Raises UserError where another process has it, it belongs to another bucket, its format is unknown, or it
+        cannot be read.
+        """
+        self.directory = directory
+        self.store = store
+        self.suspect = False
+        with ExitStack() as stack:
+            lock = stack.enter_context(locked(directory))
+            before = wal.Before(directory, lock)
+            self._db = self._open(directory / FILE)
+            stack.callback(lambda: self._db.close())
+            self.lost = before.lost()
+            wal.note_open(lock, is_open=True)
+            stack.callback(wal.note_open, lock, is_open=False)
+            self._files = wal.Files(directory)
+            self._held = stack.pop_all()
+
+    def _open(self, path: Path) -> sqlite3.Connection:
+        try:
+            db = sqlite3.connect(path, isolation_level=None, cached_statements=64)
+            try:
+                self._prepare(db)
+            except BaseException:
+                db.close()
+                raise
+        except sqlite3.DatabaseError as error:
+            raise unreadable(self.directory, error) from error
+        return db
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        execute = db.execute
         execute("PRAGMA journal_mode=WAL")
         execute("PRAGMA synchronous=NORMAL")
         execute("PRAGMA wal_autocheckpoint=0")  # it syncs, which takes too long for the event loop; see `checkpoint`
-        self._db.executescript(SCHEMA)
+        (state,) = execute("PRAGMA quick_check(1)").fetchone()
+        if state != "ok":
+            raise sqlite3.DatabaseError(state)
+        execute("CREATE TABLE IF NOT EXISTS identity (format INTEGER NOT NULL, store TEXT NOT NULL)")
         found = execute("SELECT format, store FROM identity").fetchone()
         if found is None:
-            execute("INSERT INTO identity VALUES (?, ?)", (FORMAT, store))
+            execute("INSERT INTO identity VALUES (?, ?)", (FORMAT, self.store))
         elif found[0] != FORMAT:
             raise UserError(
-                f"cache directory {directory} has journal format {found[0]}, this s3fuse knows {FORMAT}; mount it "
+                f"cache directory {self.directory} has journal format {found[0]}, this s3fuse knows {FORMAT}; mount it "
                 "with the version that wrote it until everything is uploaded, or choose another with --cache-dir"
             )
-        elif found[1] != store:
+        elif found[1] != self.store:
             raise UserError(
-                f"cache directory {directory} belongs to {found[1]}, not to {store}; choose another with --cache-dir"
+                f"cache directory {self.directory} belongs to {found[1]}, not to {self.store}; choose another with "
+                "--cache-dir"
             )
+        db.executescript(SCHEMA)
+
+    def _execute(self, statement: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)  # type: ignore[arg-type]
+        except sqlite3.DatabaseError as error:
+            # A full disk is no damage, and needs no more space than it has.
+            self.suspect = error.sqlite_errorcode != sqlite3.SQLITE_FULL
+            raise
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All statements inside become visible together or not at all. No awaits inside."""
-        self._db.execute("BEGIN IMMEDIATE")
+        """All statements inside become visible together or not at all; one inside another is part of it. No awaits."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
         except BaseException:
-            self._db.execute("ROLLBACK")
+            with suppress(sqlite3.DatabaseError):  # the failure may have ended it already
+                self._db.execute("ROLLBACK")
             raise
-        self._db.execute("COMMIT")
+        self._execute("COMMIT")
 
     def put_node(self, row: NodeRow) -> None:
-        self._db.execute("INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
+        self._execute("INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
 
     def drop_node(self, number: int) -> None:
-        self._db.execute("DELETE FROM node WHERE number=?", (number,))
+        self._execute("DELETE FROM node WHERE number=?", (number,))
 
-    def put_layer(self, staged: StagedLayer, number: int, start: int, stop: int) -> None:
-        """Records a new layer whose one staged range is [start, stop)."""
-        layer = staged.layer
-        self._db.execute(
-            "INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?)",
-            (number, layer.generation, layer.size_bytes, layer.below_bytes, staged.token, staged.slot, start, stop),
-        )
+    # -- staged bytes. A layer's row has one of its segments itself, the one that starts at `home`: so that a small
+    # -- file is one row.
 
-    def replace_layer(self, staged: StagedLayer, number: int) -> None:
-        """Records a layer with all its ranges, whatever was known of it."""
-        whose = (number, staged.layer.generation)
-        ranges = list(staged.layer.extents)
-        first = ranges[0] if ranges else (0, 0)
+    def put_layer(self, staged: StagedLayer, number: int) -> int:
+        """Records a layer with all its segments, of which none is recorded; gives its `home`."""
+        layer, segments = staged.layer, staged.segments
+        first = segments[0] if segments else Segment(0, 0, 0)
+        row = (number, layer.generation, layer.size_bytes, layer.below_bytes, staged.token, staged.slot, *first)
+        if len(segments) <= 1:
+            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?)", row)
+            return first.start if segments else HOMELESS
         with self.transaction():
-            self.put_layer(staged, number, *first)
-            self._db.execute("DELETE FROM staged WHERE number=? AND generation=?", whose)
-            self._db.executemany("INSERT INTO staged VALUES (?,?,?,?)", [(*whose, *extent) for extent in ranges[1:]])
+            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?)", row)
+            self._insert(number, layer.generation, segments[1:])
+        return first.start
 
-    def add_staged(self, number: int, generation: int, start: int, stop: int) -> int:
-        """Records a further range [start, stop) of a layer; gives a row id for `extend`."""
-        cursor = self._db.execute("INSERT INTO staged VALUES (?,?,?,?)", (number, generation, start, stop))
-        return cursor.lastrowid or 0
+    def replace_layer(self, staged: StagedLayer, number: int) -> int:
+        """Records a layer with all its segments, whatever was known of it; gives its `home`."""
+        with self.transaction():
+            self.drop_layer(number, staged.layer.generation)
+            home = self.put_layer(staged._replace(segments=staged.segments[:1]), number)
+            self._insert(number, staged.layer.generation, staged.segments[1:])
+        return home
 
-    def extend(self, number: int, generation: int, row_id: int, stop: int) -> None:
-        """A range now ends at `stop`: that of row `row_id` of `staged`, or for 0 the layer's own."""
-        if row_id:
-            self._db.execute("UPDATE staged SET stop=? WHERE rowid=?", (stop, row_id))
+    def _insert(self, number: int, generation: int, segments: list[Segment]) -> None:
+        for segment in segments:
+            self._execute("INSERT INTO segment VALUES (?,?,?,?,?)", (number, generation, *segment))
+
+    def doubt_segments(self, number: int, generation: int, home: int, steps: list[Step]) -> None:
+        """Records that segments are about to be overwritten: what is in them fits no checksum for a while."""
+        with self.transaction():
+            for step in steps:
+                for segment in step.before if step.overwrites else ():
+                    self._update(number, generation, home, segment._replace(crc=IN_DOUBT))
+
+    def _update(self, number: int, generation: int, home: int, segment: Segment) -> None:
+        """A segment now has another end and checksum."""
+        values = (segment.stop, segment.crc, number, generation)
+        if segment.start == home:
+            self._execute("UPDATE layer SET stop=?, crc=? WHERE number=? AND generation=?", values)
         else:
-            self._db.execute("UPDATE layer SET stop=? WHERE number=? AND generation=?", (stop, number, generation))
+            condition = "number=? AND generation=? AND start=?"
+            self._execute(f"UPDATE segment SET stop=?, crc=? WHERE {condition}", (*values, segment.start))
+
+    def change_segments(self, number: int, generation: int, home: int, steps: list[Step]) -> int:
+        """Records what a write made of the segments of a layer; gives its `home` from now on."""
+        if len(steps) == 1 and not steps[0].overwrites:
+            return self._change(number, generation, home, steps[0])  # one statement, which commits by itself
+        with self.transaction():
+            for step in steps:
+                home = self._change(number, generation, home, step)
+        return home
+
+    def _change(self, number: int, generation: int, home: int, step: Step) -> int:
+        before, after, overwrites = step
+        if not overwrites and before:
+            self._update(number, generation, home, after[0])
+            return home
+        values = [(number, generation, segment.start) for segment in before]
+        for value in values:
+            self._execute("DELETE FROM segment WHERE number=? AND generation=? AND start=?", value)
+        if any(segment.start == home for segment in before):
+            home = after[0].start
+            self._execute(
+                "UPDATE layer SET start=?, stop=?, crc=? WHERE number=? AND generation=?",
+                (*after[0], number, generation),
+            )
+            after = after[1:]
+        self._insert(number, generation, after)
+        return home
+
+    def cut_layer(self, layer: Layer, number: int, home: int, cut: Segment | None) -> int:
+        """Records that a layer has another size and no segments beyond it, `cut` a new end; gives its `home`."""
+        whose = (number, layer.generation)
+        with self.transaction():
+            self._execute(
+                "UPDATE layer SET size=?, below=? WHERE number=? AND generation=?",
+                (layer.size_bytes, layer.below_bytes, *whose),
+            )
+            self._execute(
+                "DELETE FROM segment WHERE number=? AND generation=? AND start>=?", (*whose, layer.size_bytes)
+            )
+            if home >= layer.size_bytes:
+                home = HOMELESS
+                self._execute("UPDATE layer SET start=0, stop=0, crc=0 WHERE number=? AND generation=?", whose)
+            if cut is not None:
+                self._update(*whose, home, cut)
+        return home
 
     def drop_layer(self, number: int, generation: int) -> None:
-        self._db.execute("DELETE FROM layer WHERE number=? AND generation=?", (number, generation))
-        self._db.execute("DELETE FROM staged WHERE number=? AND generation=?", (number, generation))
+        self._execute("DELETE FROM layer WHERE number=? AND generation=?", (number, generation))
+        self._execute("DELETE FROM segment WHERE number=? AND generation=?", (number, generation))
+
+    # -- multipart uploads
+
+    def put_upload(self, upload: BegunUpload) -> None:
+        self._execute("INSERT OR REPLACE INTO upload VALUES (?,?,?,?)", upload)
+
+    def drop_upload(self, upload_id: int) -> None:
+        self._execute("DELETE FROM upload WHERE id=?", (upload_id,))
+
+    def uploads(self) -> list[BegunUpload]:
+        """Every row, oldest first."""
+        return [BegunUpload(*row) for row in self._execute("SELECT * FROM upload ORDER BY id")]
+
+    # -- reading it back
 
     def nodes(self) -> list[NodeRow]:
         """Every row; parents come before what is in them."""
-        return [NodeRow(*row) for row in self._db.execute("SELECT * FROM node ORDER BY key")]
+        return [NodeRow(*row) for row in self._execute("SELECT * FROM node ORDER BY key")]
 
     def layers(self) -> dict[int, list[StagedLayer]]:
         """The layers of every file, oldest first, by inode number."""
-        ranges: dict[tuple[int, int], list[tuple[int, int]]] = {}
-        for number, generation, start, stop in self._db.execute("SELECT number, generation, start, stop FROM staged"):
-            ranges.setdefault((number, generation), []).append((start, stop))
+        segments: dict[tuple[int, int], list[Segment]] = {}
+        for number, generation, *segment in self._execute("SELECT * FROM segment"):
+            segments.setdefault((number, generation), []).append(Segment(*segment))
         found: dict[int, list[StagedLayer]] = {}
-        for number, generation, size, below, token, slot, start, stop in self._db.execute(
+        for number, generation, size, below, token, slot, *first in self._execute(
             "SELECT * FROM layer ORDER BY number, generation"
         ):
-            first = [(start, stop)] if start < stop else []
-            extents = Extents(first + ranges.get((number, generation), []))
+            of_layer = [Segment(*first)] if first[0] < first[1] else []
+            of_layer += segments.get((number, generation), [])
+            extents = Extents((segment.start, segment.stop) for segment in of_layer)
             layer = Layer(generation, extents, below, max(size, extents.end))
-            found.setdefault(number, []).append(StagedLayer(layer, token, slot))
+            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer))
         return found
 
     def drop_layers_without_node(self) -> None:
         """Forgets what was staged for files that were unlinked while open: it ended with the process."""
-        for table in ("layer", "staged"):
-            self._db.execute(f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM node)")
+        for table in ("layer", "segment"):
+            self._execute(f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM node)")
+
+    # -- the files
 
     def checkpoint(self) -> None:
         """Moves what the WAL holds into the database and syncs it (blocks; call it in a thread)."""
-        with closing(sqlite3.connect(self.directory / "journal.sqlite")) as connection:
+        with closing(sqlite3.connect(self.directory / FILE)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     @property
     def wal_bytes(self) -> int:
-        """How long the WAL is now."""
-        return (self.directory / "journal.sqlite-wal").stat().st_size
+        """How long the WAL is now, 0 where it is missing."""
+        return self._files.wal_bytes
+
+    def damage(self) -> str:
+        """What happened to its files that SQLite knows nothing of, as a text ("": nothing)."""
+        return "a statement failed" if self.suspect else self._files.damage()
+
+    def rebuild(self, fill: Callable[[], None]) -> None:
+        """Makes the database anew; `fill` puts everything into it that it should hold.
+
+        Raises what `fill`, SQLite or the disk raises; the one before then stays in use.
+        """
+        old, part = self._db, self.directory / PART
+        for name in (PART, *(PART + suffix for suffix in wal.SUFFIXES)):
+            (self.directory / name).unlink(missing_ok=True)
+        self._db = self._open(part)
+        try:
+            with self.transaction():
+                fill()
+            self._db.close()
+        except BaseException:
+            self._db.close()
+            self._db = old
+            raise
+        with suppress(sqlite3.DatabaseError):
+            old.close()
+        for suffix in wal.SUFFIXES:  # with them SQLite would repair the new database
+            (self.directory / (FILE + suffix)).unlink(missing_ok=True)
+        part.replace(self.directory / FILE)
+        self._db = self._open(self.directory / FILE)
+        self._files = wal.Files(self.directory)
+        self.suspect = False
 
     def sync(self) -> None:
         """Returns when everything recorded so far is on the disk (blocks; call it in a thread).
 
         The WAL holds every commit since the last checkpoint, and a checkpoint syncs what it moves.
         """
-        wal = os.open(self.directory / "journal.sqlite-wal", os.O_RDONLY | os.O_CLOEXEC)
+        log = os.open(self.directory / (FILE + wal.LOG), os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(wal)
+            os.fsync(log)
         finally:
-            os.close(wal)
+            os.close(log)
 
     def close(self) -> None:
-        self._db.close()
-        os.close(self._lock)
+        self._held.close()

@@ -3,6 +3,7 @@
 A small layer lives in a slot of one shared slab file, which costs no create and no unlink; one that outgrows its
 slot gets a sparse staging file of its own. `DirtyFile` owns the layers of one file. A write is a pwrite and then a
 journal row, both before it is acknowledged: bytes that no row names are never read, so a slot is used again as it is.
+The rows have checksums (see `checks`), and nothing is read that does not fit them.
 While an upload reads the oldest layer it is frozen and writes go to a second one on top, so an upload sends one
 version, whatever programs write meanwhile.
 """
@@ -10,20 +11,26 @@ version, whatever programs write meanwhile.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import secrets
+import shutil
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
+from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.journal import StagedLayer
+from s3fuse.writing.journal import HOMELESS, StagedLayer
 from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from s3fuse.writing.journal import Journal
+
+log = logging.getLogger(__name__)
 
 SLOT_BYTES = 64 << 10
 SLAB = "slab"
@@ -40,6 +47,7 @@ class Staging:
         self._tokens = 0
         directory.mkdir(exist_ok=True, mode=0o700)
         self.slab = os.open(directory / SLAB, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self.open_files: set[DirtyFile] = set()  # those with staging files of their own that are open
         self._free: list[int] = []
         self._slots = 0
 
@@ -60,8 +68,11 @@ class Staging:
     def give_slot(self, slot: int) -> None:
         self._free.append(slot)
 
-    def begin(self, layers: Iterable[tuple[int, StagedLayer]]) -> None:
-        """Keeps what the journal names and drops the rest: its writes were never acknowledged, or are uploaded."""
+    def begin(self, layers: Iterable[tuple[int, StagedLayer]], keep_in: Path | None = None) -> None:
+        """Keeps what the journal names and drops the rest: its writes were never acknowledged, or are uploaded.
+
+        With `keep_in`, for a journal that may not name everything, the rest goes there, and a copy of the slab.
+        """
         used: set[int] = set()
         files: set[str] = {SLAB}
         for number, staged in layers:
@@ -71,11 +82,33 @@ class Staging:
                 used.add(staged.slot)
         self._slots = max(used, default=-1) + 1
         self._free = [slot for slot in range(self._slots) if slot not in used]
+        if keep_in is not None:
+            keep_in.mkdir(mode=0o700)
+            shutil.copy2(self.directory / SLAB, keep_in / SLAB)
         if not used:
             os.ftruncate(self.slab, 0)
         for entry in os.scandir(self.directory):
-            if entry.name not in files:
+            if entry.name in files:
+                continue
+            if keep_in is not None:
+                os.rename(entry.path, keep_in / entry.name)
+            else:
                 os.unlink(entry.path)
+
+    def mend(self) -> list[str]:
+        """Puts open staging files back that were removed; gives their names."""
+        mended = []
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not os.fstat(self.slab).st_nlink:
+            whole = os.pread(self.slab, os.fstat(self.slab).st_size, 0)
+            slab = os.open(self.directory / SLAB, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            os.pwrite(slab, whole, 0)
+            os.dup2(slab, self.slab, inheritable=False)
+            os.close(slab)
+            mended.append(SLAB)
+        for data in list(self.open_files):
+            mended += data.mend()
+        return mended
 
     def close(self) -> None:
         os.close(self.slab)
@@ -86,15 +119,16 @@ class DirtyFile:
 
     __slots__ = (
         "_fds",
-        "_journaled",
-        "_row",
-        "_run",
+        "_homes",
+        "_segments",
         "_slots",
+        "_unchecked",
         "base_bytes",
-        "from_journal",
+        "damaged",
         "frozen",
         "layers",
         "number",
+        "outdated_tokens",
         "staging",
         "tokens",
     )
@@ -105,38 +139,78 @@ class DirtyFile:
         self.base_bytes = base_bytes
         self.layers: list[Layer] = []
         self.tokens: list[str] = []
-        self.from_journal = False  # an earlier process may have begun to upload it
+        self.damaged = ""  # what was found to be wrong with staged bytes
+        self.outdated_tokens: list[str] = []  # of layers that were given up; the bucket may have them all the same
         self.frozen = False  # layers[0] is being uploaded and must not change
         self._slots: dict[int, int] = {}  # generation -> slot
         self._fds: dict[int, int] = {}  # generation -> its own file
-        self._journaled: set[int] = set()  # generations that have a row
-        self._row, self._run = 0, (-1, -1)  # the journal row that the last write extended, and its range
+        self._segments: dict[int, Segments] = {}  # generation -> checksums of what is staged
+        self._unchecked: set[int] = set()  # generations that an earlier process staged, and nobody has read since
+        self._homes: dict[int, int] = {}  # generation -> `home` of its journal row, where it has one
 
     @classmethod
     def recovered(cls, staging: Staging, number: int, base_bytes: int, layers: Sequence[StagedLayer]) -> DirtyFile:
-        """A file as the journal knows it; reading what `damage` reports raises EIO."""
+        """A file as the journal knows it."""
         self = cls(staging, number, base_bytes)
         for staged in layers:
+            generation = staged.layer.generation
             self.layers.append(staged.layer)
             self.tokens.append(staged.token)
-            self._journaled.add(staged.layer.generation)
+            self._homes[generation] = staged.segments[0].start if staged.segments else HOMELESS
+            self._segments[generation] = Segments(staged.segments)
+            self._unchecked.add(generation)
             if staged.slot is not None:
-                self._slots[staged.layer.generation] = staged.slot
+                self._slots[generation] = staged.slot
             staging.staged_bytes += staged.layer.extents.total_bytes
         # The oldest layer may be in the bucket already, unknown to the journal: what is written now must not join it.
-        self.frozen = self.from_journal = bool(layers)
+        self.frozen = bool(layers)
         return self
 
-    def damage(self) -> list[str]:
-        """What the staging files lack of what the journal says they hold."""
-        problems = []
+    def check_lengths(self) -> None:
+        """Notes in `damaged` what the staging files lack of what the journal says they hold."""
         for layer in self.layers:
             fd, offset = self._place(layer.generation)
             length = os.fstat(fd).st_size - offset
             if length < layer.extents.end:
                 path = self.staging.path(self.number, layer.generation)
-                problems.append(f"{path} has {max(length, 0)} bytes of {layer.extents.end}")
-        return problems
+                self.damaged = f"staged data is damaged: {path} has {max(length, 0)} bytes of {layer.extents.end}"
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether the oldest layer must be looked at before it is uploaded."""
+        return bool(self.damaged or (self.layers and self.layers[0].generation in self._unchecked))
+
+    def check(self) -> Iterator[None]:
+        """Reads every staged byte of the oldest layer, a block a step. Raises OSError(EIO), `damaged` says why."""
+        generation = self.layers[0].generation
+        for segment in list(self._segments[generation]):
+            if not segment.fits(self._pread(generation, segment.start, segment.stop)):
+                raise self._found(Damage(segment.start, segment.stop), generation)
+            yield
+        self.damaged = ""
+        self._unchecked.discard(generation)
+
+    def _found(self, damage: Damage, generation: int) -> OSError:
+        where = "the slab" if generation in self._slots else self.staging.path(self.number, generation)
+        text = f"staged data is damaged: bytes {damage.start} to {damage.stop} in {where} are not what was written"
+        if not self.damaged:
+            log.error("inode %d: %s", self.number, text)
+        self.damaged = text
+        return OSError(errno.EIO, text)
+
+    def give_up_oldest(self) -> bool:
+        """Drops a damaged oldest layer where nothing of it is seen any more; gives whether it did."""
+        if len(self.layers) < 2:
+            return False
+        seen = self.pieces(0, self.size)
+        without = resolve(self.layers[1:], self.base_bytes, 0, self.size)
+        if seen != [piece._replace(source=piece.source + 1) if piece.source >= 0 else piece for piece in without]:
+            return False
+        self.outdated_tokens.append(self.tokens[0])
+        with self.staging.journal.transaction():
+            self.commit(self.base_bytes)
+        self.damaged = ""
+        return True
 
     @property
     def size(self) -> int:
@@ -154,52 +228,66 @@ class DirtyFile:
         self.layers.append(layer)
         self.tokens.append(self.staging.new_token())
         self._slots[layer.generation] = self.staging.take_slot()
-        self._run = (-1, -1)
+        self._segments[layer.generation] = Segments()
         return layer
 
     def write(self, offset: int, data: bytes) -> None:
         """Stages and journals one write. Raises OSError of the local disk; then nothing is acknowledged."""
         layer = self._top()
+        generation = layer.generation
         stop = offset + len(data)
-        if stop > SLOT_BYTES and layer.generation in self._slots:
+        if stop > SLOT_BYTES and generation in self._slots:
             self._spill(layer)
-        fd, base = self._place(layer.generation)
-        done = os.pwrite(fd, data, base + offset)
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], base + offset + done)
-        if layer.extents.covers(offset, stop):
-            return
+        journal, segments = self.staging.journal, self._segments[generation]
+        steps = segments.write(offset, data, partial(self._pread, generation))
+        home = self._homes.get(generation)
+        if home is not None and any(step.overwrites for step in steps):
+            journal.doubt_segments(self.number, generation, home, steps)
+            segments.doubt(steps)
+        self._pwrite(generation, data, offset)
         before = layer.extents.total_bytes
         layer.write(offset, stop)
         self.staging.staged_bytes += layer.extents.total_bytes - before
-        journal = self.staging.journal
-        if layer.generation not in self._journaled:
-            journal.put_layer(self._staged(layer), self.number, offset, stop)
-            self._journaled.add(layer.generation)
-            self._row, self._run = 0, (offset, stop)
-        elif offset == self._run[1]:
-            journal.extend(self.number, layer.generation, self._row, stop)
-            self._run = (self._run[0], stop)
+        for step in steps:
+            segments.apply(step)
+        if home is None:
+            self._homes[generation] = journal.put_layer(self._staged(layer), self.number)
         else:
-            self._row = journal.add_staged(self.number, layer.generation, offset, stop)
-            self._run = (offset, stop)
+            self._homes[generation] = journal.change_segments(self.number, generation, home, steps)
+
+    def _pwrite(self, generation: int, data: bytes, offset: int) -> None:
+        fd, base = self._place(generation)
+        done = os.pwrite(fd, data, base + offset)
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], base + offset + done)
+
+    def _pread(self, generation: int, start: int, stop: int) -> bytes:
+        fd, base = self._place(generation)
+        return os.pread(fd, stop - start, base + start)
 
     def truncate(self, size: int) -> None:
         layer = self._top()
+        generation = layer.generation
         before = layer.extents.total_bytes
+        cut = self._segments[generation].clip(size, partial(self._pread, generation))
         layer.truncate(size)
-        self._record(layer)
         self.staging.staged_bytes += layer.extents.total_bytes - before
+        home = self._homes.get(generation)
+        journal = self.staging.journal
+        if home is None:
+            self._homes[generation] = journal.put_layer(self._staged(layer), self.number)
+        else:
+            self._homes[generation] = journal.cut_layer(layer, self.number, home, cut)
 
     def _staged(self, layer: Layer) -> StagedLayer:
         token = self.tokens[self.layers.index(layer)]
-        return StagedLayer(layer, token, self._slots.get(layer.generation))
+        generation = layer.generation
+        return StagedLayer(layer, token, self._slots.get(generation), list(self._segments[generation]))
 
-    def _record(self, layer: Layer) -> None:
-        """Journals the whole layer anew."""
-        self.staging.journal.replace_layer(self._staged(layer), self.number)
-        self._journaled.add(layer.generation)
-        self._run = (-1, -1)
+    def journal_again(self) -> None:
+        """Records every layer in a journal that knows nothing of the file."""
+        for layer in self.layers:
+            self._homes[layer.generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
 
     def _spill(self, layer: Layer) -> None:
         """Moves a layer that outgrows its slot to a file of its own. Where that fails it stays where it was."""
@@ -211,8 +299,8 @@ class DirtyFile:
                 data = os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)
                 if os.pwrite(fd, data, start) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.staging.path(self.number, generation))
-            if generation in self._journaled:
-                self._record(layer)
+            if generation in self._homes:
+                self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
         except BaseException:
             self._slots[generation] = slot
             if generation in self._fds:
@@ -226,16 +314,14 @@ class DirtyFile:
         return resolve(self.layers[:layers], self.base_bytes, start, stop)
 
     def read_piece(self, piece: Piece) -> bytes:
-        """The bytes of a piece that is not in BASE. Raises OSError(EIO) where the staging file was cut."""
-        length = piece.stop - piece.start
+        """The bytes of a piece that is not in BASE. Raises OSError(EIO) where they are not what was written."""
         if piece.source == HOLE:
-            return bytes(length)
+            return bytes(piece.stop - piece.start)
         generation = self.layers[piece.source].generation
-        fd, base = self._place(generation)
-        data = os.pread(fd, length, base + piece.start)
-        if len(data) != length:
-            raise OSError(5, "staging file was cut short", self.staging.path(self.number, generation))
-        return data
+        try:
+            return self._segments[generation].read(piece.start, piece.stop, partial(self._pread, generation))
+        except Damage as damage:
+            raise self._found(damage, generation) from None
 
     def freeze(self) -> None:
         """Fixes the oldest layer for an upload."""
@@ -258,7 +344,9 @@ class DirtyFile:
 
     def _discard(self, layer: Layer) -> None:
         self.staging.journal.drop_layer(self.number, layer.generation)
-        self._journaled.discard(layer.generation)
+        self._homes.pop(layer.generation, None)
+        self._unchecked.discard(layer.generation)
+        self._segments.pop(layer.generation, None)
         self.staging.staged_bytes -= layer.extents.total_bytes
         slot = self._slots.pop(layer.generation, None)
         if slot is not None:
@@ -267,6 +355,8 @@ class DirtyFile:
         fd = self._fds.pop(layer.generation, None)
         if fd is not None:
             os.close(fd)
+            if not self._fds:
+                self.staging.open_files.discard(self)
         with suppress(FileNotFoundError):
             os.unlink(self.staging.path(self.number, layer.generation))
 
@@ -279,7 +369,23 @@ class DirtyFile:
         if fd is None:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
             fd = self._fds[generation] = os.open(self.staging.path(self.number, generation), flags, 0o600)
+            self.staging.open_files.add(self)
         return fd, 0
+
+    def mend(self) -> list[str]:
+        """Puts open staging files back that were removed; gives their names."""
+        mended = []
+        for generation, fd in self._fds.items():
+            if os.fstat(fd).st_nlink or generation not in self._segments:
+                continue
+            path = self.staging.path(self.number, generation)
+            new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            for start, stop, _ in self._segments[generation]:
+                os.pwrite(new, os.pread(fd, stop - start, start), start)
+            os.dup2(new, fd, inheritable=False)
+            os.close(new)
+            mended.append(os.path.basename(path))
+        return mended
 
     def sync(self) -> None:
         """Returns when every staged byte is on the disk (blocks; call it in a thread)."""
@@ -291,3 +397,4 @@ class DirtyFile:
         """Closes the file's own staging files until they are needed again."""
         while self._fds:
             os.close(self._fds.popitem()[1])
+        self.staging.open_files.discard(self)

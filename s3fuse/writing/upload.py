@@ -6,13 +6,11 @@ while they are sent, so memory is bounded by `CHUNK_BYTES` for each part in flig
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
-from s3fuse.errors import StoreError
 from s3fuse.store.base import Bytes, Condition, Part
 from s3fuse.writing.layers import BASE
 from s3fuse.writing.plan import CopyPart, Limits, Multipart, SendPart, SinglePut, plan_upload
@@ -22,9 +20,8 @@ if TYPE_CHECKING:
 
     from s3fuse.store.base import Body, Buffer, ObjectInfo, Store
     from s3fuse.writing.layers import Piece
+    from s3fuse.writing.leftovers import Uploads
     from s3fuse.writing.staging import DirtyFile
-
-log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 PARTS_AT_ONCE = 4
@@ -88,7 +85,7 @@ class Target:
     condition: Condition
 
 
-async def upload(store: Store, version: Version, target: Target, limits: Limits) -> str:
+async def upload(store: Store, uploads: Uploads, version: Version, target: Target, limits: Limits) -> str:
     """Brings the version to the bucket and gives its etag; on failure nothing of it stays there.
 
     Raises StoreError; OSError(EFBIG) above the store's largest object, OSError(EIO) where staging was damaged.
@@ -99,7 +96,7 @@ async def upload(store: Store, version: Version, target: Target, limits: Limits)
         # MinIO locks the key for as long as a conditional PUT lasts: reading the base for its body would wait for it.
         plan = Multipart((SendPart(0, version.size_bytes),))
     if isinstance(plan, Multipart):
-        return await _multipart(store, version, target, plan)
+        return await _multipart(store, uploads, version, target, plan)
     body: Body = Range(store, version, 0, version.size_bytes)
     if in_memory:
         body = Bytes(b"".join([bytes(chunk) async for chunk in body.chunks()]))
@@ -108,10 +105,9 @@ async def upload(store: Store, version: Version, target: Target, limits: Limits)
     )
 
 
-async def _multipart(store: Store, version: Version, target: Target, plan: Multipart) -> str:
-    upload_id = await store.multipart_create(target.key, metadata=target.metadata, headers=target.headers)
+async def _multipart(store: Store, uploads: Uploads, version: Version, target: Target, plan: Multipart) -> str:
     parts: list[Part] = []
-    try:
+    async with uploads.begin(target.key, target.metadata, target.headers) as upload_id:
         limit = trio.CapacityLimiter(PARTS_AT_ONCE)
         try:
             async with trio.open_nursery() as nursery:
@@ -122,13 +118,6 @@ async def _multipart(store: Store, version: Version, target: Target, plan: Multi
             raise first_failure(group) from None
         parts.sort(key=lambda part: part.number)
         return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
-    except BaseException:
-        with trio.move_on_after(10, shield=True):
-            try:
-                await store.multipart_abort(target.key, upload_id)
-            except StoreError as error:
-                log.warning("unfinished upload of %s stays in the bucket: %s", target.key, error)
-        raise
 
 
 async def _send(
@@ -168,7 +157,7 @@ def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
     return next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0])
 
 
-async def copy_whole(store: Store, source: ObjectInfo, target: Target, limits: Limits) -> str:
+async def copy_whole(store: Store, uploads: Uploads, source: ObjectInfo, target: Target, limits: Limits) -> str:
     """Server-side copy of an object of any size, with the target's metadata and headers; gives the etag."""
     if source.size_bytes <= limits.max_copy_bytes:
         return await store.copy(
@@ -181,4 +170,4 @@ async def copy_whole(store: Store, source: ObjectInfo, target: Target, limits: L
         )
     step, size = limits.copy_part_bytes, source.size_bytes
     parts = tuple(CopyPart(start, min(start + step, size)) for start in range(0, size, step))
-    return await _multipart(store, Version(None, source, size, ()), target, Multipart(parts))
+    return await _multipart(store, uploads, Version(None, source, size, ()), target, Multipart(parts))

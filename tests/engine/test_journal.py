@@ -15,9 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3fuse.errors import UserError
+from s3fuse.writing import checks
 from s3fuse.writing import journal as journal_module
+from s3fuse.writing.checks import Segment, Segments
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.journal import (
+    HOMELESS,
+    BegunUpload,
     Journal,
     NodeRow,
     StagedLayer,
@@ -50,14 +54,29 @@ def reopened(journal: Journal) -> Journal:
 
 def row(number: int, key: str | None, **changes: object) -> NodeRow:
     values: dict[str, object] = dict.fromkeys(NodeRow._fields, 0)
-    values |= {"number": number, "key": key, "xattrs": "{}", "target": None, "token": f"token-{number}"}
+    values |= {
+        "number": number,
+        "key": key,
+        "xattrs": "{}",
+        "target": None,
+        "token": f"token-{number}",
+        "maybe_at": None,
+    }
     values |= {name: None for name in NodeRow._fields if name.startswith("remote_")}
     return NodeRow(**(values | changes))  # type: ignore[arg-type]
 
 
-def layer(generation: int = 0, ranges: tuple[tuple[int, int], ...] = (), below: int = 0, size: int = 0) -> Layer:
+def staged(
+    generation: int = 0,
+    ranges: tuple[tuple[int, int], ...] = (),
+    below: int = 0,
+    size: int = 0,
+    token: str = "t",
+    slot: int | None = None,
+) -> StagedLayer:
+    segments = [Segment(start, stop, 100 + start) for start, stop in ranges]
     extents = Extents(ranges)
-    return Layer(generation, extents, below, max(size, extents.end))
+    return StagedLayer(Layer(generation, extents, below, max(size, extents.end)), token, slot, segments)
 
 
 def test_rows_come_back(journal: Journal) -> None:
@@ -88,55 +107,78 @@ def test_parents_come_before_what_is_in_them(journal: Journal) -> None:
 
 
 def test_layers_come_back(journal: Journal) -> None:
-    one = StagedLayer(layer(0, ((0, 10), (20, 30), (40, 41)), below=15, size=50), "t-1", 7)
-    two = StagedLayer(layer(1, ((5, 6),), below=50, size=50), "t-2", None)
-    empty = StagedLayer(layer(0, (), below=3, size=3), "t-3", 0)
-    journal.replace_layer(two, 5)
-    journal.replace_layer(one, 5)
-    journal.replace_layer(empty, 6)
+    one = staged(0, ((0, 10), (20, 30), (40, 41)), below=15, size=50, token="t-1", slot=7)
+    two = staged(1, ((5, 6),), below=50, size=50, token="t-2")
+    empty = staged(0, below=3, size=3, token="t-3", slot=0)
+    assert journal.replace_layer(two, 5) == 5
+    assert journal.replace_layer(one, 5) == 0
+    assert journal.replace_layer(empty, 6) == HOMELESS
     assert reopened(journal).layers() == {5: [one, two], 6: [empty]}
-    journal.replace_layer(one._replace(layer=layer(0, ((0, 1),))), 5)
-    assert journal.layers()[5][0].layer == layer(0, ((0, 1),))
+    shorter = staged(0, ((0, 1),), token="t-1", slot=7)
+    journal.replace_layer(shorter, 5)
+    assert journal.layers()[5][0] == shorter
     journal.drop_layer(5, 0)
     assert reopened(journal).layers() == {5: [two], 6: [empty]}
 
 
-def test_ranges_grow_by_rows(journal: Journal) -> None:
-    journal.put_layer(StagedLayer(layer(0, ((0, 10),)), "t", 0), 5, 0, 10)
-    journal.extend(5, 0, 0, 20)
-    second = journal.add_staged(5, 0, 100, 110)
-    third = journal.add_staged(5, 0, 50, 60)
-    journal.extend(5, 0, second, 200)
-    assert third != second
-    assert reopened(journal).layers() == {5: [StagedLayer(layer(0, ((0, 20), (50, 60), (100, 200))), "t", 0)]}
-
-
-@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 200), st.integers(1, 50)), max_size=30))
-def test_any_sequence_of_ranges(changes: list[tuple[int, int, int]]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 300), st.integers(1, 50)), max_size=30))
+def test_any_sequence_of_writes_and_cuts(changes: list[tuple[bool, int, int]]) -> None:
+    """What is recorded change by change is what is in memory."""
+    segments, home, size = Segments(), None, 0
+    layer = Layer(0, Extents(), 0, 0)
+    content = bytearray(400)
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "BLOCK_BYTES", 64)
         journal = Journal(Path(folder), STORE)
+
+        def read(start: int, stop: int) -> bytes:
+            return bytes(content[start:stop])
+
         try:
-            expected = Extents([(0, 1)])
-            journal.put_layer(StagedLayer(layer(0, ((0, 1),)), "t", 0), 5, 0, 1)
-            last, stop = 0, 1
-            for extend, start, length in changes:
-                if extend:
-                    start = stop
-                    journal.extend(5, 0, last, stop := stop + length)
-                else:
-                    last = journal.add_staged(5, 0, start, stop := start + length)
-                expected.add(start, stop)
-            found = reopened(journal).layers()[5][0].layer
-            assert found.extents == expected
-            assert found.size_bytes == expected.end
+            for is_write, start, length in changes:
+                if is_write:
+                    data = os.urandom(length)
+                    steps = segments.write(start, data, read)
+                    if home is not None:
+                        journal.doubt_segments(5, 0, home, steps)
+                    content[start : start + length] = data
+                    for step in steps:
+                        segments.apply(step)
+                    layer.write(start, start + length)
+                    size = max(size, start + length)
+                    if home is None:
+                        home = journal.put_layer(StagedLayer(layer, "t", 0, list(segments)), 5)
+                    else:
+                        home = journal.change_segments(5, 0, home, steps)
+                elif home is not None:
+                    cut = segments.clip(start, read)
+                    layer.truncate(start)
+                    home = journal.cut_layer(layer, 5, home, cut)
+                    size = start
+            if home is None:
+                return
+            (found,) = reopened(journal).layers()[5]
+            assert sorted(found.segments) == list(segments)
+            assert found.layer == layer
+            assert all(segment.fits(read(segment.start, segment.stop)) for segment in segments)
+            assert found.layer.size_bytes == size
         finally:
             journal.close()
+
+
+def test_uploads_come_back(journal: Journal) -> None:
+    begun = BegunUpload(1, "key", None, 10)
+    journal.put_upload(begun)
+    journal.put_upload(BegunUpload(2, "key", "id", 11))
+    journal.put_upload(begun._replace(upload_id="other"))
+    journal.drop_upload(2)
+    assert reopened(journal).uploads() == [BegunUpload(1, "key", "other", 10)]
 
 
 def test_layers_of_files_without_a_row_are_forgotten(journal: Journal) -> None:
     journal.put_node(row(5, "f"))
     for number in (5, 6):
-        journal.replace_layer(StagedLayer(layer(0, ((0, 1), (5, 6))), "t", number), number)
+        journal.replace_layer(staged(0, ((0, 1), (5, 6)), slot=number), number)
     journal.drop_layers_without_node()
     assert set(reopened(journal).layers()) == {5}
 

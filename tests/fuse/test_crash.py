@@ -380,7 +380,7 @@ def test_staging_that_was_lost_is_not_uploaded_as_zeros(
     staging: Path = mount.cache / "staging"
     assert any(path.is_file() for path in staging.rglob("*"))
     shutil.rmtree(staging)
-    mount.allowed += ["staged data of file is damaged", "not in the bucket yet: file "]
+    mount.allowed += ["file: staged data is damaged", "not in the bucket yet: file "]
     mount.start()
     done = run(S3FUSE, "flush", mount.path, check=False)
     assert done.returncode == 1

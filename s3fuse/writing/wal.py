@@ -1,0 +1,104 @@
+"""What the files of the journal should hold, as far as SQLite does not look itself.
+
+SQLite takes a write-ahead log (WAL) up to the last frame that is whole, and says nothing about frames that are gone:
+a log that was cut or removed makes an older state. The index of the log (`-shm`) says how many frames there were: it
+survives the process, and in it `mxFrame` is the last one committed (https://sqlite.org/walformat.html, 2.1).
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "journal.sqlite"
+LOG, INDEX = "-wal", "-shm"
+SUFFIXES = (LOG, INDEX)
+_OPEN = b"open"
+#: Page size and mxFrame, in the byte order of the machine.
+_INDEX_HEAD = struct.Struct("=14xHI")
+_LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
+
+
+def note_open(lock: int, *, is_open: bool) -> None:
+    """Notes in the lock file whether the journal is in use: a process that is killed leaves it so."""
+    os.ftruncate(lock, 0)
+    if is_open:
+        os.pwrite(lock, _OPEN, 0)
+
+
+def _index(directory: Path) -> tuple[int, int]:
+    """Bytes a page has, and how many frames the log has; zeros where there is no index."""
+    try:
+        with (directory / (FILE + INDEX)).open("rb") as file:
+            page_bytes, frames = _INDEX_HEAD.unpack(file.read(_INDEX_HEAD.size))
+    except (OSError, struct.error):
+        return 0, 0
+    return (65536 if page_bytes == 1 else page_bytes), frames
+
+
+class Before:
+    """What is there before the journal is opened: opening repairs it."""
+
+    def __init__(self, directory: Path, lock: int) -> None:
+        self.directory = directory
+        self._was_open = os.pread(lock, len(_OPEN), 0) == _OPEN
+        self._there = (directory / FILE).exists()
+        self._log_there = (directory / (FILE + LOG)).exists()
+        _, self._frames = _index(directory)
+
+    def lost(self) -> str:
+        """What the journal, now open and read, has lost, as a text; "" for nothing."""
+        if not self._there:
+            return "the journal was removed" if self._was_open or self._anything_staged() else ""
+        if self._was_open and not self._log_there:
+            return "the journal's log was removed"
+        _, frames = _index(self.directory)
+        if self._log_there and frames < self._frames:
+            return f"the journal's log was damaged: {self._frames - frames} of its last {self._frames} pages are lost"
+        return ""
+
+    def _anything_staged(self) -> bool:
+        try:
+            return any(entry.stat().st_size for entry in os.scandir(self.directory / "staging"))
+        except FileNotFoundError:
+            return False
+
+
+class Files:
+    """The files of an open journal, as they are when it was opened."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._paths = {suffix: directory / (FILE + suffix) for suffix in ("", *SUFFIXES)}
+        self._inodes = {suffix: path.stat().st_ino for suffix, path in self._paths.items()}
+        self._least_bytes = 0
+
+    @property
+    def wal_bytes(self) -> int:
+        try:
+            return self._paths[LOG].stat().st_size
+        except FileNotFoundError:
+            return 0
+
+    def damage(self) -> str:
+        """What is not as SQLite left it, as a text; "" for nothing."""
+        sizes = {}
+        for suffix, path in self._paths.items():
+            try:
+                status = path.stat()
+            except FileNotFoundError:
+                return f"{path.name} was removed"
+            if status.st_ino != self._inodes[suffix]:
+                return f"{path.name} was replaced"
+            sizes[suffix] = status.st_size
+        page_bytes, frames = _index(self._directory)
+        if sizes[LOG] < (_LOG_HEAD_BYTES + frames * (page_bytes + _FRAME_HEAD_BYTES) if frames else 0):
+            return f"{self._paths[LOG].name} was cut"
+        if sizes[""] < self._least_bytes:
+            return f"{self._paths[''].name} was cut"
+        self._least_bytes = sizes[""]
+        return ""

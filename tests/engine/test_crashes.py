@@ -1,0 +1,344 @@
+"""Kills at the worst moment: an operation has done its work in the bucket, and nobody has heard of it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from s3fuse.errors import AccessDenied, StoreError
+from s3fuse.store.base import Upload
+from s3fuse.writing import leftovers
+from tests.engine.rig import SMALL_LIMITS, Bench, Rig, fails, until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def unheard(bench: Bench, *operations: str) -> Iterator[trio.Event]:
+    """The bucket does what is asked, and the answer never comes; the event tells that it has been done."""
+    done = trio.Event()
+
+    def silent(work: Any) -> Any:
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            await work(*args, **kwargs)
+            done.set()
+            await trio.sleep_forever()
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for operation in operations:
+            patch.setattr(bench.store, operation, silent(getattr(bench.store, operation)))
+        yield done
+
+
+async def begin(rig: Rig, done: trio.Event) -> None:
+    """Everything dirty is asked for, and the unheard operation has done its work."""
+    for inode in rig.dirty():
+        rig.core.changes.queue(inode)
+    with trio.fail_after(5):
+        await done.wait()
+
+
+async def test_removed_while_its_first_upload_is_under_way(bench: Bench) -> None:
+    rig = await bench.rig()
+    await rig.put("f", b"data")
+    with unheard(bench, "put") as done:
+        await begin(rig, done)
+        await rig.unlink("f")
+        assert bench.listed() == ["f"]
+        await rig.crash()
+    await rig.start()
+    assert await rig.ls() == []
+    await rig.drained()
+    assert bench.listed() == []
+    rig.check_clean()
+
+
+async def test_removed_while_it_is_overwritten(bench: Bench) -> None:
+    await bench.upload("f", b"old")
+    rig = await bench.rig()
+    await rig.write("f", b"new!", flags=os.O_TRUNC)
+    with unheard(bench, "put") as done:
+        await begin(rig, done)
+        await rig.unlink("f")
+        await rig.crash()
+    assert bench.contents() == {"f": b"new!"}
+    await rig.start()
+    await rig.drained()
+    assert bench.listed() == []
+
+
+async def test_renamed_while_its_first_upload_is_under_way(bench: Bench) -> None:
+    rig = await bench.rig()
+    await rig.put("f", b"data")
+    with unheard(bench, "put") as done:
+        await begin(rig, done)
+        await rig.rename("f", "g")
+        await rig.crash()
+    assert bench.listed() == ["f"]
+    await rig.start()
+    await rig.drained()
+    assert bench.contents() == {"g": b"data"}
+    rig.check_clean()
+
+
+@pytest.mark.parametrize("truncate", [False, True])
+async def test_renamed_while_it_is_overwritten(bench: Bench, truncate: bool) -> None:
+    """Also where bytes of the new version are only in the object that was overwritten."""
+    await bench.upload("f", b"old data")
+    rig = await bench.rig()
+    await rig.write("f", b"NEW", flags=os.O_TRUNC if truncate else 0)
+    with unheard(bench, "put") as done:
+        await begin(rig, done)
+        await rig.rename("f", "g")
+        await rig.crash()
+    await rig.start()
+    await rig.drained()
+    assert bench.contents() == {"g": b"NEW" if truncate else b"NEW data"}
+    rig.check_clean()
+
+
+async def test_removed_while_it_is_renamed(bench: Bench) -> None:
+    await bench.upload("f", b"data")
+    rig = await bench.rig()
+    await rig.rename("f", "g")
+    with unheard(bench, "copy") as done:
+        await begin(rig, done)
+        await rig.unlink("g")
+        await rig.crash()
+    assert bench.listed() == ["f", "g"]
+    await rig.start()
+    await rig.drained()
+    assert bench.listed() == []
+    rig.check_clean()
+
+
+async def test_renamed_again_while_it_is_renamed(bench: Bench) -> None:
+    await bench.upload("f", b"data")
+    rig = await bench.rig()
+    await rig.rename("f", "g")
+    with unheard(bench, "copy") as done:
+        await begin(rig, done)
+        await rig.rename("g", "h")
+        await rig.crash()
+    await rig.start()
+    await rig.drained()
+    assert bench.contents() == {"h": b"data"}
+    rig.check_clean()
+
+
+async def test_directory_removed_while_it_is_made(bench: Bench) -> None:
+    rig = await bench.rig()
+    await rig.mkdir("d")
+    with unheard(bench, "put") as done:
+        await begin(rig, done)
+        await rig.rmdir("d")
+        await rig.crash()
+    assert bench.listed() == ["d/"]
+    await rig.start()
+    await rig.drained()
+    assert bench.listed() == []
+
+
+async def test_what_others_put_at_the_name_stays(bench: Bench) -> None:
+    rig = await bench.rig()
+    await rig.put("f", b"data")
+    with unheard(bench, "put") as done:
+        await begin(rig, done)
+        await rig.unlink("f")
+        await rig.crash()
+    await bench.upload("f", b"theirs")
+    await rig.start()
+    await rig.drained()
+    assert bench.contents() == {"f": b"theirs"}
+
+
+@pytest.fixture
+def expected_log() -> list[str]:
+    return [r"was changed by somebody else before it could be deleted"]
+
+
+# -- multipart uploads
+
+
+@pytest.mark.usefixtures("_small_parts")
+@pytest.mark.parametrize("operation", ["multipart_create", "multipart_put", "multipart_complete"])
+async def test_leftover_of_a_crash_is_aborted(bench: Bench, operation: str) -> None:
+    rig = await bench.rig(limits=SMALL_LIMITS)
+    data = os.urandom(50_000)
+    await rig.put("f", data)
+    theirs = await bench.store.multipart_create("other", metadata={}, headers={})
+    with unheard(bench, operation) as done:
+        await begin(rig, done)
+        await rig.unlink("f")  # so that nothing else brings it to an end
+        await rig.crash()
+    assert len(bench.store._uploads) == (1 if operation == "multipart_complete" else 2)
+    await rig.start()
+    await until(lambda: set(bench.store._uploads) == {theirs})
+    await rig.drained()
+    await until(lambda: bench.listed() == [])
+
+
+@pytest.mark.usefixtures("_small_parts")
+async def test_uploads_that_this_process_begins_are_not_leftovers(bench: Bench) -> None:
+    rig = await bench.rig(limits=SMALL_LIMITS)
+    data = os.urandom(50_000)
+    await rig.put("f", data)
+    with unheard(bench, "multipart_create") as done:
+        await begin(rig, done)
+        await rig.crash()
+    await rig.start()
+    with rig.line.held("multipart_complete"):
+        rig.core.changes.queue(rig.dirty()[0])
+        await until(lambda: len(bench.store._uploads) == 2 or rig.core.syncer.uploads.running != {})
+        await until(lambda: len(bench.store._uploads) == 1)
+        assert await rig.core.syncer.uploads._end(next(iter(rig.core.syncer.uploads.left.values()))) is False
+    await rig.drained()
+    assert bench.contents() == {"f": data}
+    assert not bench.store._uploads
+
+
+@pytest.mark.usefixtures("_small_parts")
+async def test_uploads_of_others_under_the_same_key_stay(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that began before ours was asked for, or long after it."""
+    old = await bench.store.multipart_create("f", metadata={}, headers={})
+    bench.store._uploads[old].initiated_ns -= 10 * 10**9
+    rig = await bench.rig(limits=SMALL_LIMITS)
+    await rig.put("f", os.urandom(50_000))
+    with unheard(bench, "multipart_create") as done:
+        await begin(rig, done)
+        await rig.unlink("f")
+        await rig.crash()
+    new = await bench.store.multipart_create("f", metadata={}, headers={})
+    bench.store._uploads[new].initiated_ns += 100 * 10**9
+    await rig.start()
+    await until(lambda: set(bench.store._uploads) == {old, new})
+    monkeypatch.setattr(leftovers, "LOOK_S", 0.0)
+    monkeypatch.setattr(leftovers, "SLACK_S", 0.0)
+    rig.core.syncer.uploads._wake.set()
+    await until(lambda: not rig.core.syncer.uploads.left)
+    assert set(bench.store._uploads) == {old, new}
+    assert rig.journal.uploads() == []
+
+
+@pytest.mark.usefixtures("_small_parts")
+async def test_leftovers_are_tried_again_when_the_server_is_away(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leftovers, "RETRY_S", 0.001)
+    rig = await bench.rig(limits=SMALL_LIMITS)
+    await rig.put("f", os.urandom(50_000))
+    with unheard(bench, "multipart_put") as done:
+        await begin(rig, done)
+        await rig.unlink("f")
+        await rig.crash()
+    asked = 0
+    work = bench.store.multipart_abort
+
+    async def away(key: str, upload_id: str) -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 5:
+            raise StoreError("away", key)
+        await work(key, upload_id)
+
+    monkeypatch.setattr(bench.store, "multipart_abort", away)
+    await rig.start()
+    await until(lambda: not bench.store._uploads)
+    assert asked == 5
+
+
+def test_an_upload_says_when_it_began() -> None:
+    assert Upload("k", "id", 5).initiated_ns == 5
+
+
+# -- behind what fails
+
+
+@contextmanager
+def refusing(bench: Bench, operation: str, key: str) -> Iterator[None]:
+    """The operation is refused for one key, its first argument."""
+    work = getattr(bench.store, operation)
+
+    async def call(first: Any, *args: Any, **kwargs: Any) -> Any:
+        if key == first or (isinstance(first, list) and key in first):
+            raise AccessDenied(f"{operation} {key}: refused", key)
+        return await work(first, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench.store, operation, call)
+        yield
+
+
+async def check_reported(rig: Rig, *names: str) -> None:
+    """A flush ends and names these, each with a reason; so does an fsync."""
+    failed = await rig.drain()
+    assert {inode.name for inode in failed} == set(names)
+    assert all(inode.error for inode in failed)
+    for name in names:
+        with fails(5):
+            await rig.fsync(name)
+
+
+async def test_chain_of_renames_behind_one_that_fails(bench: Bench) -> None:
+    for name in "abc":
+        await bench.upload(name, name.encode())
+    rig = await bench.rig()
+    await rig.rename("c", "d")
+    await rig.rename("b", "c")
+    await rig.rename("a", "b")
+    with refusing(bench, "copy", "c"):
+        await check_reported(rig, "d", "c", "b")
+    await rig.drained()
+    assert bench.contents() == {"b": b"a", "c": b"b", "d": b"c"}
+    rig.check_clean()
+
+
+async def test_new_file_under_the_name_of_one_whose_rename_fails(bench: Bench) -> None:
+    await bench.upload("a", b"old")
+    rig = await bench.rig()
+    await rig.rename("a", "b")
+    await rig.put("a", b"new")
+    with refusing(bench, "copy", "a"):
+        await check_reported(rig, "a", "b")
+    await rig.drained()
+    assert bench.contents() == {"a": b"new", "b": b"old"}
+
+
+@pytest.mark.parametrize("refused", ["a", "b", "c"])
+@pytest.mark.parametrize("operation", ["copy", "put"])
+async def test_circle_of_renames_one_of_which_fails(bench: Bench, operation: str, refused: str) -> None:
+    for name in "abc":
+        await bench.upload(name, name.encode())
+    rig = await bench.rig()
+    for name in "abc":
+        await rig.write(name, name.upper().encode())
+    await rig.rename("c", "t")
+    await rig.rename("b", "c")
+    await rig.rename("a", "b")
+    await rig.rename("t", "a")
+    with refusing(bench, operation, refused):
+        failed = await rig.drain(rounds=3)
+        assert failed or operation == "copy"  # there the object that is set aside may be another one
+        assert all(inode.error for inode in rig.dirty() if inode.linked)
+    await rig.drained()
+    assert bench.contents() == {"a": b"C", "b": b"A", "c": b"B"}
+    rig.check_clean()
+
+
+async def test_directory_behind_an_object_that_cannot_be_deleted(bench: Bench) -> None:
+    for key in ("d/", "d/f"):
+        await bench.upload(key)
+    rig = await bench.rig()
+    await rig.unlink("d/f")
+    await rig.rmdir("d")
+    with refusing(bench, "delete", "d/f"), refusing(bench, "delete_many", "d/f"):
+        failed = await rig.drain(rounds=2)
+        assert len(failed) == 2
+    await rig.drained()
+    assert bench.listed() == []
+    rig.check_clean()
