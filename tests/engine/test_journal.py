@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3fuse.errors import UserError
@@ -121,6 +121,7 @@ def test_layers_come_back(journal: Journal) -> None:
     assert reopened(journal).layers() == {5: [two], 6: [empty]}
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 300), st.integers(1, 50)), max_size=30))
 def test_any_sequence_of_writes_and_cuts(changes: list[tuple[bool, int, int]]) -> None:
     """What is recorded change by change is what is in memory."""

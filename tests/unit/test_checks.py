@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3fuse.writing import checks
@@ -60,6 +60,7 @@ class Staged:
 Changes = st.lists(st.tuples(st.booleans(), st.integers(0, SIZE - 1), st.integers(1, 100)), max_size=40)
 
 
+@settings(deadline=None)
 @given(Changes)
 def test_what_was_written_is_read(changes: list[tuple[bool, int, int]]) -> None:
     staged = Staged()
@@ -81,6 +82,7 @@ def test_what_was_written_is_read(changes: list[tuple[bool, int, int]]) -> None:
         assert staged.get(segment.start, middle) == bytes(model[at] for at in range(segment.start, middle))
 
 
+@settings(deadline=None)
 @given(Changes, st.integers(0, SIZE - 1), Changes)
 def test_damage_is_found_whatever_is_written_later(
     before: list[tuple[bool, int, int]], where: int, after: list[tuple[bool, int, int]]
