@@ -20,8 +20,8 @@ from bench.table import failures, table
 OUT = Path(__file__).parent / "out"
 
 
-def measured(options: Options, console: Console) -> Results:
-    """Runs a session with progress on a terminal."""
+def measured(options: Options, console: Console, path: Path) -> Results:
+    """Runs a session with progress on a terminal; what is found so far is in the file at `path`."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("starting the server", total=None)
@@ -31,7 +31,9 @@ def measured(options: Options, console: Console) -> Results:
                 what = f"{step.scenario.name} on {step.system}, run {step.number + 1}"
                 progress.update(bar, description=what, completed=done, total=len(steps))
                 made.measure(step)
-        return made.results
+                made.results.save(path)
+    made.results.save(path)
+    return made.results
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -59,12 +61,11 @@ def main(
     out.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 200)
     options = Options(only, (OURS,) if profile else fs, size, runs, latency_ms, out / "profile" if profile else None)
-    results = measured(options, console)
+    path = out / f"results-{time.strftime('%Y%m%d-%H%M%S')}.json"
+    results = measured(options, console, path)
     console.print(table(results))
     for line in (*(f"{name}: {reason}" for name, reason in results.skipped.items()), *failures(results)):
         console.print(line, highlight=False)
-    path = out / f"results-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    results.save(path)
     results.save(out / "latest.json")
     console.print(f"kept in {path} after {results.took_s / 60:.1f} minutes", highlight=False)
     if compare is not None:

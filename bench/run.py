@@ -187,22 +187,22 @@ class _Began:
 
 
 @contextmanager
-def bounded(place: Place | LocalPlace) -> Iterator[None]:
-    """Ends the filesystem, and with it every call that hangs in it, if the work takes longer than LIMIT_S."""
+def bounded(place: Place | LocalPlace, limit_s: float = LIMIT_S) -> Iterator[None]:
+    """Ends the filesystem, and with it every call that hangs in it, if the work takes longer than `limit_s`."""
     over = threading.Event()
 
     def end() -> None:
         over.set()
         place.kill()
 
-    timer = threading.Timer(LIMIT_S, end)
+    timer = threading.Timer(limit_s, end)
     timer.daemon = True
     timer.start()
     try:
         yield
     except Exception as error:
         if over.is_set():
-            raise Broken(f"took longer than {LIMIT_S:.0f} s") from error
+            raise Broken(f"took longer than {limit_s:.0f} s") from error
         raise
     finally:
         timer.cancel()

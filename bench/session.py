@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from tests.servers import Server
 
 RAW, LOCAL, NULL = "raw", "local", "null"
+#: Longest time to fill a bucket through a filesystem that keeps no plain objects.
+_FILL_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,11 @@ class Session:
             return self._new_place(system, self._filled_bucket(scenario.name, contents))
         place = self._new_place(system, self._new_bucket())
         try:
-            place.mount()
-            _write_contents(place.path, contents(self.inputs))
-            place.unmount()
-            place.clear()
+            with bounded(place, _FILL_S):
+                place.mount()
+                _write_contents(place.path, contents(self.inputs))
+                place.unmount()
+                place.clear()
         finally:
             place.kill()
         return place
