@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 import pyfuse3
 import trio
 
-from s3fuse import attrs, control, credentials, kernel
+from s3fuse import attrs, control, credentials, kernel, waits
 from s3fuse.cachedir import disk_status, disk_tier
 from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
 from s3fuse.fuse.adapter import Adapter
+from s3fuse.fuse.signals import thread_is_signalled
 from s3fuse.fuse.wait import quick_device
 from s3fuse.namespace.changes import Changes
 from s3fuse.namespace.directories import Directories
@@ -173,6 +174,7 @@ class Mount:
             if self.core.blocks.disk is not None:
                 self.nursery.start_soon(self.core.blocks.disk.run)
             self.nursery.start_soon(keep_up, self.core.changes, self.core.staging, self.core.syncer.uploads)
+            self.nursery.start_soon(waits.watch, thread_is_signalled)
             self.nursery.start_soon(self._signals)
             self.nursery.start_soon(self._stop)
             await self.nursery.start(self._control)
@@ -340,6 +342,7 @@ class Mount:
                 "items": [self._entry(inode) for inode in list(core.changes.dirty.values())[:STATUS_ITEMS]],
                 "recovered_at_start": self.recovered,
             },
+            "waiting_calls": waits.waiting(),
             "last_error": core.syncer.last_error,
             "conflicts": list(core.syncer.conflicts.resolved),
             "hidden_keys": sum(core.directories.hidden.values()),

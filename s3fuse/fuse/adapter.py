@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, cast
 
 import pyfuse3
 
+from s3fuse import waits
 from s3fuse.fuse.errno import answers
+from s3fuse.fuse.signals import process_threads
 from s3fuse.vfs.attributes import FREE_BYTES, FREE_INODES, AttributeOperations, Wanted
 from s3fuse.vfs.files import Files
 from s3fuse.vfs.names import Names
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext, SetattrFields, StatvfsData
 
@@ -41,7 +43,22 @@ class Adapter(pyfuse3.Operations):
         self.files = Files(core)
         self.attributes = AttributeOperations(core, self.files)
         self._listings: dict[int, tuple[Inode, list[Inode] | None]] = {}
-        self._next_listing = 1
+        self._next_listing = 1 << 62  # apart from the handles of files
+        self._openers: dict[int, tuple[int, int]] = {}  # handle -> its inode and the thread that opened it
+
+    def _opened(self, handle: int, inode: int, ctx: RequestContext) -> int:
+        self._openers[handle] = (inode, ctx.pid)
+        return handle
+
+    def threads(self, fh: int) -> Iterable[int]:
+        """The threads that a request on this handle may be for: those of the process that opened it."""
+        return process_threads(self._openers[fh][1]) if fh in self._openers else ()
+
+    def _writers(self, fh: int) -> Iterator[int]:
+        """The threads that may wait for a write: the kernel writes by any handle what was written by all of a file."""
+        written = self._openers[fh][0] if fh in self._openers else 0
+        for thread in {thread for inode, thread in self._openers.values() if inode == written}:
+            yield from process_threads(thread)
 
     # -- encoding
 
@@ -87,7 +104,7 @@ class Adapter(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         inode = await self.names.create(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        handle = self.files.open_known(inode, writes=True)
+        handle = self._opened(self.files.open_known(inode, writes=True), inode.number, ctx)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._known(inode)
 
     @answers
@@ -140,7 +157,7 @@ class Adapter(pyfuse3.Operations):
         directory.opens += 1
         number, self._next_listing = self._next_listing, self._next_listing + 1
         self._listings[number] = (directory, None)
-        return number
+        return self._opened(number, inode, ctx)
 
     @answers
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
@@ -160,6 +177,7 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def releasedir(self, fh: int) -> None:
         directory, _ = self._listings.pop(fh)
+        self._openers.pop(fh, None)
         directory.opens -= 1
         if not directory.opens and directory.dirty:
             self.core.changes.settle(directory)
@@ -174,7 +192,7 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = await self.files.open(self.inodes[inode], flags)
+        handle = self._opened(await self.files.open(self.inodes[inode], flags), inode, ctx)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     @answers
@@ -183,6 +201,7 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
+        waits.caller.set((self._writers, (fh,)))
         return await self.files.write(fh, off, buf)
 
     @answers
@@ -195,6 +214,7 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def release(self, fh: int) -> None:
+        self._openers.pop(fh, None)
         self.files.release(fh)
 
     # -- attributes

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyfuse3
 
-from s3fuse import errors
+from s3fuse import errors, waits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterable
 
 log = logging.getLogger(__name__)
 
@@ -36,15 +37,30 @@ def errno_of(error: errors.StoreError) -> int:
     return next(ERRNO[kind] for kind in type(error).__mro__ if kind in ERRNO)
 
 
+def _threads_of_context(*args: Any) -> Iterable[int]:
+    return (args[-1].pid,)
+
+
+def _threads_of_handle(*args: Any) -> Iterable[int]:
+    threads: Iterable[int] = args[0].threads(args[1])
+    return threads
+
+
 def answers(operation: Callable[..., Coroutine[Any, Any, Answer]]) -> Callable[..., Coroutine[Any, Any, Answer]]:
     """Makes an operation raise only `pyfuse3.FUSEError`: anything else would end the mount.
+
+    It also notes whose request it is: that of the thread in its `ctx`, or where pyfuse3 gives none (its last argument
+    is something else), that of a thread which `threads` of the operations knows of for the handle.
 
     OSErrors keep their errno. Store errors follow `ERRNO` and are logged, since the program sees only a number. What
     nobody expected is EIO with a traceback in the log.
     """
 
+    whose = _threads_of_context if "ctx" in inspect.signature(operation).parameters else _threads_of_handle
+
     @functools.wraps(operation)
     async def wrapped(*args: Any) -> Answer:
+        waits.caller.set((whose, args))
         try:
             return await operation(*args)
         except OSError as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from s3fuse import keys
+from s3fuse import keys, waits
 from s3fuse.errors import NotFound, StoreError
 from s3fuse.namespace.inodes import Listing
 from s3fuse.namespace.merge import Merge
@@ -43,6 +43,17 @@ ROOT_PATIENCE_S = 0.5
 GRACE_S = 5.0
 
 
+class _Loading:
+    """A listing under way. `error` is set before `done` where it failed; cut short it is `done` and not `complete`."""
+
+    __slots__ = ("complete", "done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.complete = False
+        self.error: StoreError | None = None
+
+
 class Directories:
     """Finds and refreshes inodes. All methods raise StoreError where the store cannot be asked."""
 
@@ -54,7 +65,7 @@ class Directories:
         self.ttl_s = ttl_s
         self.hidden: Counter[str] = Counter()  # directory key -> names that cannot be shown
         self._away_until = 0.0  # the server did not answer: until then it is not asked about what is known
-        self._loaded: dict[int, trio.Event] = {}
+        self._loading: dict[int, _Loading] = {}
 
     # -- what callers ask
 
@@ -82,13 +93,14 @@ class Directories:
         While the bucket does not answer, what was known stays good, so that cached data is served and files are made.
         """
         if known is None or not (known.complete if isinstance(known, Listing) else known.attributes_known):
-            await question
+            with waits.interruptible():
+                await question
             return
         if time.monotonic() < self._away_until:
             question.close()
         else:
             try:
-                with trio.fail_after(patience_s):
+                with waits.interruptible(), trio.fail_after(patience_s):
                     await question
                 return
             except (StoreError, trio.TooSlowError) as error:
@@ -127,9 +139,10 @@ class Directories:
         if listing.complete and time.monotonic() < listing.valid_until:
             return
         try:
-            mine = await self._list(directory, pages=None)
-            if not mine and not listing.complete:  # somebody else's listing was of a few pages only
-                await self._list(directory, pages=None)
+            with waits.interruptible():
+                mine = await self._list(directory, pages=None)
+                if not mine and not listing.complete:  # somebody else's listing was of a few pages only
+                    await self._list(directory, pages=None)
         except StoreError as error:
             if not (error.transient and listing.complete):
                 raise
@@ -140,11 +153,13 @@ class Directories:
         """Fetches the attributes that a listing did not give, in parallel (the store limits how many at once)."""
         unknown = [child for child in children if child.outdated or not child.attributes_known]
         if len(unknown) == 1:
-            await self.learn(unknown[0])
+            with waits.interruptible():
+                await self.learn(unknown[0])
         elif unknown:
-            async with trio.open_nursery() as nursery:
-                for child in unknown:
-                    nursery.start_soon(self.learn, child)
+            with waits.interruptible():
+                async with trio.open_nursery() as nursery:
+                    for child in unknown:
+                        nursery.start_soon(self.learn, child)
 
     async def learn(self, inode: Inode) -> None:
         """Fetches metadata by HEAD. A directory without a marker gets the defaults; a file that is gone is detached."""
@@ -171,7 +186,8 @@ class Directories:
         hidden = 0
         started = time.monotonic()
         while True:
-            page = await self.store.list_page(prefix, delimiter="", token=token)
+            with waits.interruptible():
+                page = await self.store.list_page(prefix, delimiter="", token=token)
             for info in page.objects:
                 hidden += not self._merge.below(directory, info.key[len(prefix) :], info, started)
             token = page.next_token
@@ -228,19 +244,25 @@ class Directories:
 
         False where the listing was somebody else's.
         """
-        loading = self._loaded.get(directory.number)
-        if loading is not None:
-            await loading.wait()
-            return False
-        done = self._loaded[directory.number] = trio.Event()
+        while (other := self._loading.get(directory.number)) is not None:
+            await other.done.wait()
+            if other.error is not None:
+                raise other.error
+            if other.complete:
+                return False
+        mine = self._loading[directory.number] = _Loading()
         listing = directory.folder()
         listing.listed_by += 1
         try:
             await self._list_pages(directory, pages)
+            mine.complete = True
+        except StoreError as error:
+            mine.error = error
+            raise
         finally:
             listing.listed_by -= 1
-            del self._loaded[directory.number]
-            done.set()
+            del self._loading[directory.number]
+            mine.done.set()
         return True
 
     async def _list_pages(self, directory: Inode, pages: int | None) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from s3fuse import waits
 from s3fuse.errors import StoreError
 from s3fuse.reading.records import BLOCK_BYTES
 
@@ -76,9 +77,9 @@ class BlockCache:
         indexes = range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1)
         key, etag = version.key, version.etag
         while True:
-            waiting = await self._demand(version, indexes)
-            for fetch in waiting:
-                await fetch.done.wait()
+            for fetch in await self._demand(version, indexes):
+                with waits.interruptible():
+                    await fetch.done.wait()
                 if fetch.error is not None:
                     raise fetch.error
             blocks = [self._blocks.get((key, etag, index)) for index in indexes]
@@ -111,7 +112,8 @@ class BlockCache:
                 if buffers:
                     self._start(version, wanted[: len(buffers)], buffers)
                 else:
-                    await self._freed.wait()
+                    with waits.interruptible():
+                        await self._freed.wait()
         fetches: list[Fetch] = []
         for index in indexes:
             block_key = (version.key, version.etag, index)

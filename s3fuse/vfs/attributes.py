@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from s3fuse import attrs
+from s3fuse import attrs, waits
 from s3fuse.namespace.changes import TOKEN
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class AttributeOperations:
                 raise OSError(errno.EIO, "the object holds no symlink target", inode.name)
             buffer = bytearray(remote.size_bytes)
             if buffer:
-                await self.core.directories.store.get_into(remote.key, 0, [memoryview(buffer)], etag=remote.etag)
+                with waits.interruptible():
+                    await self.core.directories.store.get_into(remote.key, 0, [memoryview(buffer)], etag=remote.etag)
             if not buffer or b"\0" in buffer:
                 raise OSError(errno.EIO, "the object holds no symlink target", inode.name)
             inode.target = bytes(buffer)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
+from s3fuse import waits
 from s3fuse.errors import NotFound, PreconditionFailed
 from s3fuse.reading.records import BLOCK_BYTES
 from s3fuse.reading.siblings import Siblings
@@ -123,13 +125,18 @@ class Files:
                     self.core.blocks.prefetch(sibling.remote, 0, size_bytes)
 
     async def write(self, number: int, offset: int, data: bytes) -> int:
-        """Stages and journals the bytes; waits while more is dirty than the mount may hold."""
+        """Stages and journals the bytes; waits while more is dirty than the mount may hold.
+
+        What a writer wrote that has a signal to act on is taken at once, above the limit: the kernel holds it in the
+        writer's name, keeps the writer until it is taken, and would lose it by an error.
+        """
         inode = self.handles[number].inode
         stop = offset + len(data)
         if stop > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
         if self.core.over_budget():
-            await self.core.wait_for_budget(inode)
+            with suppress(waits.Interrupted), waits.interruptible():
+                await self.core.wait_for_budget(inode)
         self._stage(inode).write(offset, data)
         inode.size = max(inode.size, stop)
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
@@ -163,7 +170,8 @@ class Files:
         """Every close(2) of a duplicate: waits for the bucket only where the mount says `--close upload`."""
         handle = self.handles[number]
         if handle.writes and self.core.config.close == "upload" and handle.inode.linked and handle.inode.dirty:
-            await self.core.syncer.sync(handle.inode)
+            with waits.interruptible():
+                await self.core.syncer.sync(handle.inode)
 
     async def fsync(self, number: int) -> None:
         """Returns when the bucket (or with `--fsync local` the local disk) has the file. Raises OSError(EIO)."""
@@ -173,7 +181,8 @@ class Files:
         if not inode.dirty or not inode.linked:
             return
         if self.core.config.fsync == "upload":
-            await self.core.syncer.sync(inode)
+            with waits.interruptible():
+                await self.core.syncer.sync(inode)
             return
         if inode.data is not None:
             await trio.to_thread.run_sync(inode.data.sync)
@@ -184,7 +193,8 @@ class Files:
         if self.core.config.fsync == "local":
             await trio.to_thread.run_sync(self.core.staging.journal.sync)
             return
-        await self.core.syncer.sync_names(directory)
+        with waits.interruptible():
+            await self.core.syncer.sync_names(directory)
 
     def release(self, number: int) -> None:
         """The last close of a handle: a dirty file is queued, an unlinked one is dropped."""
