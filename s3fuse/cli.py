@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import signal
 import sys
+import time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -104,6 +104,7 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> No
 
     serve = partial(mounting.serve, settings)
     try:
+        _wait_for_drain(settings)
         code = serve(lambda: None) if foreground else daemon.run_in_background(serve, str(log_file))
     except UserError:
         if log_file is not None and not log_file.stat().st_size:
@@ -131,6 +132,34 @@ def _progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
         return
     with Status(title, console=console) as status:
         yield lambda left: status.update(f"{title}: {left['files']} files, {left['bytes'] / 1e6:,.1f} MB to go")
+
+
+def _wait_for_drain(settings: config.MountConfig) -> None:
+    """Lets the daemon that had the cache directory before finish: a mount ended by umount(8) uploads after that.
+
+    Raises UserError where that takes longer than the drain timeout.
+    """
+    if not control.mounts():
+        return
+    from s3fuse import credentials
+
+    directory = settings.cache_path(credentials.resolve(settings).endpoint)
+    last = control.draining(directory)
+    if last is None:
+        return
+    end = time.monotonic() + settings.drain_timeout_s
+    where = f"{last['mountpoint']} was unmounted, and its daemon (pid {last['pid']})"
+    click.echo(f"s3fuse: {where} still uploads what is in {directory}; waiting for it", err=True)
+    with _progress("waiting for uploads") as show:
+        while (now := control.draining(directory)) is not None:
+            show(now["pending"])
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{where} still has {now['pending']['files']} files of {directory} to upload; mount again later, "
+                    f"or end that with: s3fuse umount --drain-timeout 0s {last['mountpoint']}"
+                )
+            control.wait_for_end(last["pid"], 0.25)
+    control.wait_for_end(last["pid"], 30)
 
 
 def _not_mounted(mountpoint: Path) -> UserError:
@@ -173,7 +202,8 @@ def umount(mountpoint: Path, drain_timeout: float | None) -> None:
         raise (_detached if mounted else _not_mounted)(mountpoint) from None
     except OSError:  # it ended while it was asked
         raise _detached(mountpoint) from None
-    _wait_for_end(pid)
+    if pid is not None:
+        control.wait_for_end(pid, 30)  # so that its cache directory is free
     if result["pending"]:
         click.echo(f"s3fuse: {mountpoint} is unmounted, but these wait in the journal for the next mount:", err=True)
         _list(result["pending"])
@@ -195,18 +225,6 @@ def _detached(mountpoint: Path) -> UserError:
         "the bucket again to upload it",
         ExitCode.PENDING,
     )
-
-
-def _wait_for_end(pid: int | None) -> None:
-    """Returns when the daemon has ended, so that its cache directory is free."""
-    if pid is None:
-        return
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    select.select([descriptor], [], [], 30)
-    os.close(descriptor)
 
 
 @cli.command()

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+import select
 import socket
 import stat
 from contextlib import contextmanager, suppress
@@ -224,12 +225,34 @@ def mounts() -> list[dict[str, Any]]:
     return found
 
 
+def draining(cache_directory: Path) -> dict[str, Any] | None:
+    """The status of the daemon that still uploads what is in a cache directory, although its mount is gone."""
+    for about in mounts():
+        if about.get("cache_directory") == os.path.abspath(cache_directory):
+            with suppress(OSError):
+                status = request(Path(about["mountpoint"]), "status")
+                return status if status["state"] == "unmounting" else None
+    return None
+
+
 def _about(path: Path) -> dict[str, Any] | None:
     try:
         about = json.loads(path.read_text())
     except (OSError, ValueError):
         return None
     return about if isinstance(about, dict) and {"mountpoint", "pid"} <= about.keys() else None
+
+
+def wait_for_end(pid: int, timeout_s: float) -> bool:
+    """Waits for the end of a daemon. False where it still runs after that time."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([descriptor], [], [], timeout_s)[0])
+    finally:
+        os.close(descriptor)
 
 
 def _listens(path: Path) -> bool:

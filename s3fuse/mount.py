@@ -11,9 +11,7 @@ import logging
 import math
 import os
 import resource
-import signal
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +20,7 @@ import trio
 
 from s3fuse import attrs, control, credentials, kernel, waits
 from s3fuse.cachedir import disk_status, disk_tier
+from s3fuse.ending import Ending
 from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
 from s3fuse.fuse.adapter import Adapter
 from s3fuse.fuse.signals import thread_is_signalled
@@ -137,13 +136,8 @@ class Mount:
     journal: Journal
     nursery: trio.Nursery
     started_at: float = field(default_factory=time.time)
-    stopping: trio.Event = field(default_factory=trio.Event)
-    unmounted: trio.Event = field(default_factory=trio.Event)
-    drained: trio.Event = field(default_factory=trio.Event)
     answered: trio.Event = field(default_factory=trio.Event)
-    drain_timeout_s: float = 0.0
     recovered: int = 0
-    device_number: str = ""
 
     def __post_init__(self) -> None:
         config = self.config
@@ -158,7 +152,7 @@ class Mount:
         disk = disk_tier(config, self.journal.directory, lambda: staging.staged_bytes)
         blocks = BlockCache(self.store, self.nursery, config.memory_bytes, disk)
         self.core = Core(config, inodes, directories, changes, staging, syncer, blocks)
-        self.drain_timeout_s = config.drain_timeout_s
+        self.ending = Ending(self.core, config.mountpoint, config.drain_timeout_s)
         self.recovered = recover(inodes, changes, staging, defaults)
 
     async def run(self, ready: Callable[[], None]) -> ExitCode:
@@ -167,7 +161,7 @@ class Mount:
             config.mountpoint, source=self._source(), allow_other=config.allow_other, read_only=config.read_only
         )
         entry = kernel.mount_entry(config.mountpoint)
-        self.device_number = entry.device if entry is not None else ""
+        self.ending.device_number = entry.device if entry is not None else ""
         try:
             pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
             self.nursery.start_soon(self.core.syncer.run)
@@ -175,17 +169,17 @@ class Mount:
                 self.nursery.start_soon(self.core.blocks.disk.run)
             self.nursery.start_soon(keep_up, self.core.changes, self.core.staging, self.core.syncer.uploads)
             self.nursery.start_soon(waits.watch, thread_is_signalled)
-            self.nursery.start_soon(self._signals)
-            self.nursery.start_soon(self._stop)
+            self.nursery.start_soon(self.ending.signals)
+            self.nursery.start_soon(self.ending.stop_when_asked)
             await self.nursery.start(self._control)
             self.nursery.start_soon(self._announce, ready)
             with quick_device():
                 await pyfuse3.main()
         finally:
-            kernel.detach(config.mountpoint, self.device_number)
-            self.unmounted.set()
+            kernel.detach(config.mountpoint, self.ending.device_number)
+            self.ending.unmounted.set()
             pyfuse3.close(unmount=False)
-        return await self._drain()
+        return await self._end()
 
     def _source(self) -> str:
         return "s3fuse#" + "/".join(filter(None, (self.config.bucket, self.config.prefix.rstrip("/"))))
@@ -197,11 +191,14 @@ class Mount:
             "bucket": self.config.bucket,
             "prefix": self.config.prefix,
             "endpoint": self.endpoint,
+            "cache_directory": str(self.journal.directory),
         }
 
     async def _control(self, task_status: trio.TaskStatus[None]) -> None:
         handlers = self._handlers()
-        await control.serve(self.config.mountpoint, self._about(), handlers, self.drained, task_status=task_status)
+        await control.serve(
+            self.config.mountpoint, self._about(), handlers, self.ending.drained, task_status=task_status
+        )
         self.answered.set()
 
     async def _announce(self, ready: Callable[[], None]) -> None:
@@ -211,48 +208,16 @@ class Mount:
         log.info("mounted %s on %s", self._source(), self.config.mountpoint)
         ready()
 
-    # -- ending
-
-    async def _signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
-            async for _ in received:
-                self.stopping.set()
-
-    async def _stop(self) -> None:
-        """Detaches the mount when told to; the FUSE loop then ends by itself, or is ended where files stay open."""
-        await self.stopping.wait()
-        with trio.move_on_after(self.drain_timeout_s):
-            await trio.to_thread.run_sync(self._write_back, abandon_on_cancel=True)
-        with trio.move_on_after(2):
-            await self.unmounted.wait()
-        if not self.unmounted.is_set():
-            log.warning(
-                "files on %s are still open; what their programs write from now on fails", self.config.mountpoint
-            )
-            pyfuse3.terminate()
-
-    def _write_back(self) -> None:
-        """Has the kernel send its dirty pages, then detaches the mountpoint (blocks)."""
-        with suppress(OSError):
-            kernel.write_back(self.config.mountpoint)
-        kernel.detach(self.config.mountpoint, self.device_number)
-
-    async def _drain(self) -> ExitCode:
-        """Uploads what is dirty, up to the drain timeout. The rest stays in the journal and the log names it."""
-        changes = self.core.changes
-        for inode in list(changes.dirty.values()):
-            inode.opens = inode.writers = 0
-        with trio.move_on_after(self.drain_timeout_s):
-            while changes.dirty and not await self.core.syncer.drain():
-                pass
-        self.drained.set()
-        for inode in changes.dirty.values():
+    async def _end(self) -> ExitCode:
+        """Drains; what is left is named in the log, and those who asked at the control socket get their answers."""
+        code = await self.ending.drain()
+        for inode in self.core.changes.dirty.values():
             log.error("not in the bucket yet: %s (%s); it stays in %s", *self._item(inode), self.journal.directory)
         with trio.move_on_after(5):
             if self.core.blocks.disk is not None:
                 await self.core.blocks.disk.settle()
             await self.answered.wait()
-        return ExitCode.PENDING if changes.dirty else ExitCode.DONE
+        return code
 
     # -- what the control socket answers
 
@@ -266,7 +231,8 @@ class Mount:
         self, request: dict[str, Any], progress: Callable[[dict[str, Any]], Awaitable[None]]
     ) -> dict[str, Any]:
         """Waits until all that is dirty now is in the bucket; `failed` lists what could not be brought there."""
-        await trio.to_thread.run_sync(kernel.write_back, self.config.mountpoint)
+        if self.ending.is_mounted():
+            await trio.to_thread.run_sync(kernel.write_back, self.config.mountpoint)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, progress)
             failed = await self.core.syncer.drain(give_up=True)
@@ -278,19 +244,9 @@ class Mount:
     ) -> dict[str, Any]:
         """Unmounts, refusing while files are open, then waits for the drain; `pending` lists what is left."""
         timeout_s = request.get("drain_timeout_s")
-        if timeout_s is not None:
-            self.drain_timeout_s = float(timeout_s)
-        with trio.CancelScope(shield=True):  # a client that goes away does not undo this
-            try:
-                await trio.to_thread.run_sync(kernel.unmount, self.config.mountpoint)
-            except OSError as error:
-                raise UserError(
-                    f"{self.config.mountpoint} is in use ({error.strerror}); close what is open there, see "
-                    f"fuser -vm {self.config.mountpoint}"
-                ) from None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, progress)
-            await self.drained.wait()
+            await self.ending.unmount(None if timeout_s is None else float(timeout_s))
             nursery.cancel_scope.cancel()
         return {"pending": [self._entry(inode) for inode in list(self.core.changes.dirty.values())[:STATUS_ITEMS]]}
 
@@ -326,7 +282,7 @@ class Mount:
         caps = self.capabilities
         return {
             **self._about(),
-            "state": "unmounting" if self.unmounted.is_set() else "mounted",
+            "state": "unmounting" if self.ending.unmounted.is_set() else "mounted",
             "started_at": math.floor(self.started_at),
             "capabilities": {
                 "server": caps.server,

@@ -39,10 +39,11 @@ class Interrupted(OSError):
 
 
 class _Wait:
-    __slots__ = ("caller", "looks", "scope")
+    __slots__ = ("caller", "for_room", "looks", "scope")
 
-    def __init__(self, whose: Caller) -> None:
+    def __init__(self, whose: Caller, for_room: bool) -> None:
         self.caller = whose
+        self.for_room = for_room
         self.looks = 0  # looks in a row that found a signal
         self.scope = trio.CancelScope()
 
@@ -52,13 +53,16 @@ _some = trio.Event()
 
 
 @contextmanager
-def interruptible() -> Iterator[None]:
-    """Raises Interrupted, at an await inside, once the caller of the request has a signal to act on."""
+def interruptible(*, for_room: bool = False) -> Iterator[None]:
+    """Raises Interrupted, at an await inside, once the caller of the request has a signal to act on.
+
+    `for_room`: a write that waits until less is dirty.
+    """
     whose = caller.get()
     if whose is None:
         yield
         return
-    wait = _Wait(whose)
+    wait = _Wait(whose, for_room)
     _waiting.add(wait)
     _some.set()
     try:
@@ -73,6 +77,13 @@ def interruptible() -> Iterator[None]:
 def waiting() -> int:
     """How many requests are in such a block now."""
     return len(_waiting)
+
+
+def give_up(*, for_room: bool = False) -> None:
+    """Ends all waits, or those of writes `for_room`, as a signal would: the mount is about to end."""
+    for wait in _waiting:
+        if wait.for_room or not for_room:
+            wait.scope.cancel()
 
 
 async def watch(signalled: Callable[[int], bool]) -> None:

@@ -65,7 +65,7 @@ class Directories:
         self.ttl_s = ttl_s
         self.hidden: Counter[str] = Counter()  # directory key -> names that cannot be shown
         self._away_until = 0.0  # the server did not answer: until then it is not asked about what is known
-        self._loading: dict[int, _Loading] = {}
+        self._loaded: dict[int, _Loading] = {}
 
     # -- what callers ask
 
@@ -244,13 +244,13 @@ class Directories:
 
         False where the listing was somebody else's.
         """
-        while (other := self._loading.get(directory.number)) is not None:
+        while (other := self._loaded.get(directory.number)) is not None:
             await other.done.wait()
             if other.error is not None:
                 raise other.error
             if other.complete:
                 return False
-        mine = self._loading[directory.number] = _Loading()
+        mine = self._loaded[directory.number] = _Loading()
         listing = directory.folder()
         listing.listed_by += 1
         try:
@@ -261,7 +261,7 @@ class Directories:
             raise
         finally:
             listing.listed_by -= 1
-            del self._loading[directory.number]
+            del self._loaded[directory.number]
             mine.done.set()
         return True
 

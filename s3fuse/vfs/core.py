@@ -30,13 +30,15 @@ class Core:
     staging: Staging
     syncer: Syncer
     blocks: BlockCache
+    #: How far above its limit dirty data may be: while the mount ends, as much as the kernel may hold of it.
+    extra_dirty_bytes: int = 0
 
     def check_writable(self) -> None:
         if self.config.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def over_budget(self) -> bool:
-        return self.staging.staged_bytes >= self.config.dirty_size_bytes
+        return self.staging.staged_bytes >= self.config.dirty_size_bytes + self.extra_dirty_bytes
 
     async def wait_for_budget(self, writing: Inode) -> None:
         """Returns when less is dirty than the limit, or when only files that are still open hold it.

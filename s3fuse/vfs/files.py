@@ -135,7 +135,7 @@ class Files:
         if stop > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
         if self.core.over_budget():
-            with suppress(waits.Interrupted), waits.interruptible():
+            with suppress(waits.Interrupted), waits.interruptible(for_room=True):
                 await self.core.wait_for_budget(inode)
         self._stage(inode).write(offset, data)
         inode.size = max(inode.size, stop)
