@@ -10,6 +10,8 @@ SHELL := bash
 PYTHON ?= python3
 BUCKET ?= demo
 MNT ?= /mnt/s3fuse-demo
+KILLS ?= 100
+SEED ?= 1
 
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
 FSX_VERSION := 0.3.2
@@ -38,13 +40,14 @@ define install
 	fi
 endef
 
-.PHONY: help setup packages demo-packages demo demo-stop test check bench bench-report clean
+.PHONY: help setup packages demo-packages demo demo-stop test crash check bench bench-report clean
 
 help:
 	@echo "make setup      everything for work on s3fuse: packages, .venv, MinIO's server, fsx"
 	echo "make demo       an S3 server on loopback and its bucket BUCKET=$(BUCKET) mounted on MNT=$(MNT)"
 	echo "make demo-stop  ends it; its data stays in .demo"
 	echo "make test       all tests"
+	echo "make crash      kills of the daemon under load, KILLS=$(KILLS) of them, SEED=$(SEED)"
 	echo "make check      ruff, mypy, import order"
 	echo "make clean      removes what make made in this directory"
 
@@ -151,6 +154,9 @@ bench: setup .venv/.for-bench
 
 bench-report: .venv/.for-bench
 	@.venv/bin/python -m bench.page bench/out/latest.json bench/report $(if $(NOTE),"$(NOTE)")
+
+crash: setup
+	@.venv/bin/python -m tests.crash --kills "$(KILLS)" --seed "$(SEED)"
 
 check: .venv/.for-tests
 	@.venv/bin/ruff check .

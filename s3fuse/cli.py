@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from s3fuse import __version__, config, control, daemon, kernel
+from s3fuse.cachecmd import cache
 from s3fuse.errors import ExitCode, UserError
 from s3fuse.options import FilePath, GroupedCommand, Mode, Mountpoint, Seconds, Size, default_umask, from_fstab, grouped
 
@@ -323,6 +324,9 @@ def server(data_dir: Path | None, port: int) -> None:
             raise UserError(f"the S3 server ended by itself with code {code}; see {folder / 'server.log'}")
 
     trio.run(run)
+
+
+cli.add_command(cache)
 
 
 def main() -> None:

@@ -161,9 +161,10 @@ class Names:
         assert parent is not None
         if child.is_directory:
             self.core.inodes.leave(child)
-        self.core.changes.removed(child)
-        self._modified(parent)
-        self._keep(parent)
+        with self.core.changes.journal.transaction():
+            self.core.changes.removed(child)
+            self._modified(parent)
+            self._keep(parent)
 
     def _keep(self, directory: Inode) -> None:
         """A directory that exists only by what is in it gets a marker before its last entry goes."""
@@ -225,13 +226,15 @@ class Names:
                 fail(errno.EISDIR if victim.is_directory else errno.ENOTDIR, name)
             if victim.children:
                 fail(errno.ENOTEMPTY, name)
-            self.core.changes.removed(victim)
         old_parent = inode.parent
         assert old_parent is not None
         inode.ctime_ns = time.time_ns()
-        if inode.is_directory:
-            self.core.inodes.leave(inode)
-        self.core.changes.moved(inode, parent, name)
-        self._modified(old_parent)
-        self._modified(parent)
-        self._keep(old_parent)
+        with self.core.changes.journal.transaction():
+            if victim is not None:
+                self.core.changes.removed(victim)
+            if inode.is_directory:
+                self.core.inodes.leave(inode)
+            self.core.changes.moved(inode, parent, name)
+            self._modified(old_parent)
+            self._modified(parent)
+            self._keep(old_parent)

@@ -166,6 +166,7 @@ class Journal:
         self.directory = directory
         self.store = store
         self.suspect = False
+        self._after: list[Callable[[], None]] = []
         with ExitStack() as stack:
             lock = stack.enter_context(locked(directory))
             before = wal.Before(directory, lock)
@@ -227,6 +228,7 @@ class Journal:
         if self._db.in_transaction:
             yield
             return
+        self._after.clear()
         self._execute("BEGIN IMMEDIATE")
         try:
             yield
@@ -235,6 +237,19 @@ class Journal:
                 self._db.execute("ROLLBACK")
             raise
         self._execute("COMMIT")
+        for call in self._after:
+            call()
+        self._after.clear()
+
+    def after_commit(self, call: Callable[[], None]) -> None:
+        """Runs it once what was recorded before is committed: at once where there is no transaction.
+
+        For what a crash must not see before the record: bytes that the journal still names are not to go.
+        """
+        if self._db.in_transaction:
+            self._after.append(call)
+        else:
+            call()
 
     def put_node(self, row: NodeRow) -> None:
         self._execute("INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
@@ -332,8 +347,9 @@ class Journal:
         return home
 
     def drop_layer(self, number: int, generation: int) -> None:
-        self._execute("DELETE FROM layer WHERE number=? AND generation=?", (number, generation))
-        self._execute("DELETE FROM segment WHERE number=? AND generation=?", (number, generation))
+        with self.transaction():
+            self._execute("DELETE FROM layer WHERE number=? AND generation=?", (number, generation))
+            self._execute("DELETE FROM segment WHERE number=? AND generation=?", (number, generation))
 
     # -- multipart uploads
 

@@ -349,16 +349,20 @@ class DirtyFile:
         self._segments.pop(layer.generation, None)
         self.staging.staged_bytes -= layer.extents.total_bytes
         slot = self._slots.pop(layer.generation, None)
+        fd = self._fds.pop(layer.generation, None)
+        self.staging.journal.after_commit(partial(self._free, layer.generation, slot, fd))
+
+    def _free(self, generation: int, slot: int | None, fd: int | None) -> None:
+        """Gives back the place of bytes that nothing names any more."""
         if slot is not None:
             self.staging.give_slot(slot)
             return
-        fd = self._fds.pop(layer.generation, None)
         if fd is not None:
             os.close(fd)
             if not self._fds:
                 self.staging.open_files.discard(self)
         with suppress(FileNotFoundError):
-            os.unlink(self.staging.path(self.number, layer.generation))
+            os.unlink(self.staging.path(self.number, generation))
 
     def _place(self, generation: int) -> tuple[int, int]:
         """The descriptor and the offset in it where the layer's bytes begin."""

@@ -1,0 +1,282 @@
+"""Cache directories without their mount: what they hold and what waits in them, and copying that out.
+
+Nothing here needs a server, and nothing changes a journal: it is read from a copy, since opening it repairs it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+import tempfile
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from s3fuse import control
+from s3fuse.errors import UserError
+from s3fuse.namespace.recovery import lost_folders
+from s3fuse.writing import wal
+from s3fuse.writing.checks import Damage, Segments
+from s3fuse.writing.journal import Journal, NodeRow, StagedLayer, locked
+from s3fuse.writing.layers import BASE, HOLE, resolve
+from s3fuse.writing.staging import SLAB, SLOT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from s3fuse.writing.checks import Read
+    from s3fuse.writing.layers import Piece
+
+COPY_BYTES = 1 << 20
+
+
+@dataclass
+class Cache:
+    """One cache directory. `problem` says why more is not known; `waiting` has name, bytes and reason of each file."""
+
+    directory: Path
+    store: str = ""
+    in_use: bool = False
+    size_bytes: int = 0
+    waiting_files: int = 0
+    waiting: list[dict[str, Any]] = field(default_factory=list)
+    unfinished_uploads: int = 0
+    lost: list[str] = field(default_factory=list)
+    problem: str = ""
+
+    def why_kept(self) -> str:
+        """Why it must not be removed; "" where nothing is lost by that."""
+        if self.in_use:
+            return "it is in use"
+        if self.problem:
+            return self.problem
+        if self.waiting_files:
+            return f"{self.waiting_files} changes wait for upload in it: mount its bucket again, or copy them out"
+        if self.lost:
+            return f"it has staged bytes that its journal lost track of, in {', '.join(self.lost)}"
+        if self.unfinished_uploads:
+            return "multipart uploads that it began are still to be aborted: mount its bucket again"
+        return ""
+
+
+def is_cache(directory: Path) -> bool:
+    return (directory / wal.FILE).is_file() or ((directory / "lock").is_file() and (directory / "staging").is_dir())
+
+
+def below(root: Path) -> list[Path]:
+    """The cache directories in a folder, by name."""
+    return sorted(path for path in root.iterdir() if is_cache(path)) if root.is_dir() else []
+
+
+def look(directory: Path) -> Cache:
+    """What is known of a cache directory. Raises UserError where it is none."""
+    if not is_cache(directory):
+        raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
+    cache = Cache(directory, size_bytes=_size_bytes(directory), lost=lost_folders(directory))
+    try:
+        with locked(directory):
+            _look_inside(cache)
+    except UserError:
+        cache.in_use = True
+        _ask_daemon(cache)
+    return cache
+
+
+def _size_bytes(directory: Path) -> int:
+    total = 0
+    for top, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(top, name)).st_blocks * 512
+            except FileNotFoundError:
+                continue
+    return total
+
+
+def _ask_daemon(cache: Cache) -> None:
+    for about in control.mounts():
+        try:
+            status = control.request(Path(about["mountpoint"]), "status")
+        except (OSError, UserError):
+            continue
+        if status["cache"]["directory"] == str(cache.directory):
+            cache.store = f"{status['endpoint']}/{status['bucket']}/{status['prefix']}"
+            cache.waiting_files = status["pending"]["files"]
+            cache.waiting = [
+                {"name": item["name"], "bytes": item["bytes"], "reason": item["error"] or item["state"]}
+                for item in status["pending"]["items"]
+            ]
+            return
+
+
+def _look_inside(cache: Cache) -> None:
+    try:
+        with _read(cache.directory) as journal:
+            cache.store = journal.store
+            cache.unfinished_uploads = len(journal.uploads())
+            layers = journal.layers()
+            for row in journal.nodes():
+                of_row = layers.get(row.number, [])
+                staged_bytes = sum(staged.layer.extents.total_bytes for staged in of_row)
+                reason = _damage(cache.directory, row.number, of_row) or "waits for the next mount"
+                name = row.key or f"{row.remote_key} (deleted)"
+                cache.waiting.append({"name": name, "bytes": staged_bytes, "reason": reason})
+        cache.waiting_files = len(cache.waiting)
+    except (UserError, sqlite3.Error, ValueError) as error:
+        cache.problem = f"its journal cannot be read: {error}"
+
+
+@contextmanager
+def _read(directory: Path) -> Iterator[Journal]:
+    """The journal, from a copy. Raises UserError and sqlite3.Error."""
+    with tempfile.TemporaryDirectory(prefix="s3fuse-") as name:
+        for suffix in ("", wal.LOG):
+            if (directory / (wal.FILE + suffix)).exists():
+                shutil.copyfile(directory / (wal.FILE + suffix), Path(name, wal.FILE + suffix))
+        with closing(sqlite3.connect(Path(name, wal.FILE))) as database:
+            try:
+                (store,) = database.execute("SELECT store FROM identity").fetchone()
+            except (sqlite3.Error, TypeError) as error:
+                raise UserError(f"{error}") from error
+        journal = Journal(Path(name), store)
+        try:
+            yield journal
+        finally:
+            journal.close()
+
+
+def _reader(directory: Path, number: int, staged: StagedLayer) -> Read:
+    """Reads staged bytes of a layer; nothing where their file is missing."""
+    path = directory / "staging" / (SLAB if staged.slot is not None else f"{number}.{staged.layer.generation}")
+    base = (staged.slot or 0) * SLOT_BYTES
+
+    def read(start: int, stop: int) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return os.pread(file.fileno(), stop - start, base + start)
+        except FileNotFoundError:
+            return b""
+
+    return read
+
+
+def _damage(directory: Path, number: int, layers: Sequence[StagedLayer]) -> str:
+    """What is wrong with the staged bytes of a file, "" for nothing."""
+    for staged in layers:
+        read = _reader(directory, number, staged)
+        for segment in staged.segments:
+            if not segment.fits(read(segment.start, segment.stop)):
+                return f"staged data is damaged: {Damage(segment.start, segment.stop)}"
+    return ""
+
+
+def remove(directory: Path) -> str:
+    """Removes an unused cache directory in which nothing waits; gives why it stays, "" where it is gone."""
+    reason = look(directory).why_kept()
+    if reason:
+        return reason
+    with locked(directory):
+        shutil.rmtree(directory)
+    return ""
+
+
+# -- copying out
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What was done with one change. `whole`: everything that waited is in the destination."""
+
+    name: str
+    whole: bool
+    text: str
+
+
+def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
+    """Copies what waits into a new or empty directory: file by file, with mode and mtime, under its key.
+
+    Raises UserError where the directory is in use, is no cache, or the destination has something in it; OSError.
+    """
+    if not is_cache(directory):
+        raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise UserError(f"{destination} is not an empty directory; choose another")
+    with locked(directory), _read(directory) as journal:
+        destination.mkdir(parents=True, exist_ok=True)
+        layers = journal.layers()
+        for row in journal.nodes():
+            yield _copy_row(directory, destination, row, layers.get(row.number, []), journal.store)
+        for folder in lost_folders(directory):
+            shutil.copytree(folder, destination / Path(folder).name)
+            yield Copied(Path(folder).name, False, "staged bytes whose names the journal has lost, as they are")
+
+
+def _copy_row(directory: Path, destination: Path, row: NodeRow, layers: Sequence[StagedLayer], store: str) -> Copied:
+    if row.key is None:
+        return Copied(row.remote_key or "", True, "was deleted; nothing to copy")
+    name = row.key.rstrip("/")
+    if not name or not {"", ".", ".."}.isdisjoint(name.split("/")):
+        return Copied(row.key, True, "attributes of the root; nothing to copy")
+    path = destination / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if stat.S_ISDIR(row.mode):
+        path.mkdir(exist_ok=True)
+        return Copied(row.key, True, "directory")
+    if stat.S_ISLNK(row.mode) and row.target is not None:
+        os.symlink(row.target, os.fsencode(path))
+        return Copied(row.key, True, "symlink")
+    if not layers and row.remote_key is not None:
+        return Copied(row.key, True, f"its bytes are in the bucket, as {row.remote_key} of {store}; nothing to copy")
+    if not stat.S_ISREG(row.mode):
+        return Copied(row.key, False, "special file; not copied")
+    copied = _copy_file(directory, path, row, layers, store)
+    if path.is_file():
+        os.chmod(path, stat.S_IMODE(row.mode))
+        os.utime(path, ns=(row.atime_ns, row.mtime_ns))
+    return copied
+
+
+def _copy_file(directory: Path, path: Path, row: NodeRow, layers: Sequence[StagedLayer], store: str) -> Copied:
+    assert row.key is not None
+    size = layers[-1].layer.size_bytes if layers else 0
+    pieces = resolve([staged.layer for staged in layers], row.remote_size or 0, 0, size)
+    needs_base = any(piece.source == BASE for piece in pieces)
+    damage = _damage(directory, row.number, layers)
+    if not needs_base and not damage:
+        with path.open("xb") as file:
+            file.truncate(size)  # what nobody wrote is zeros, as it was on the mount
+            for start, data in _known(directory, row.number, layers, pieces):
+                os.pwrite(file.fileno(), data, start)
+        return Copied(row.key, True, f"{size} bytes")
+    folder = path.with_name(f"{path.name}.parts")
+    folder.mkdir()
+    for start, data in _known(directory, row.number, layers, pieces):
+        (folder / str(start)).write_bytes(data)
+    missing = f"the rest is in the bucket, {row.remote_key} version {row.remote_etag} of {store}" if needs_base else ""
+    text = "; ".join(filter(None, (missing, damage)))
+    return Copied(
+        row.key, False, f"not whole ({text}): its staged bytes are in {folder}, each file named by its offset"
+    )
+
+
+def _known(
+    directory: Path, number: int, layers: Sequence[StagedLayer], pieces: Sequence[Piece]
+) -> Iterator[tuple[int, bytes]]:
+    """The staged bytes of a file as (offset, bytes), without those that are damaged."""
+    readers: Mapping[int, tuple[Segments, Read]] = {
+        index: (Segments(staged.segments), _reader(directory, number, staged)) for index, staged in enumerate(layers)
+    }
+    for source, start, stop in pieces:
+        if source in (BASE, HOLE):
+            continue
+        segments, read = readers[source]
+        for segment in segments:
+            first, last = max(segment.start, start), min(segment.stop, stop)
+            if first < last:
+                try:
+                    yield first, segments.read(first, last, read)
+                except Damage:
+                    continue

@@ -1,0 +1,1 @@
+"""Kills of the daemon at named points and at random moments, under load, and what must be left of it afterwards."""
