@@ -85,12 +85,16 @@ class NodeRow(NamedTuple):
 
 
 class StagedLayer(NamedTuple):
-    """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments."""
+    """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments.
+
+    `home` is where the segment starts that the layer's own row has, HOMELESS for none.
+    """
 
     layer: Layer
     token: str
     slot: int | None
     segments: list[Segment]
+    home: int = -1
 
 
 class BegunUpload(NamedTuple):
@@ -382,7 +386,8 @@ class Journal:
             of_layer += segments.get((number, generation), [])
             extents = Extents((segment.start, segment.stop) for segment in of_layer)
             layer = Layer(generation, extents, below, max(size, extents.end))
-            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer))
+            home = first[0] if first[0] < first[1] else HOMELESS
+            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home))
         return found
 
     def drop_layers_without_node(self) -> None:

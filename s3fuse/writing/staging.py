@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.journal import HOMELESS, StagedLayer
+from s3fuse.writing.journal import StagedLayer
 from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class DirtyFile:
             generation = staged.layer.generation
             self.layers.append(staged.layer)
             self.tokens.append(staged.token)
-            self._homes[generation] = staged.segments[0].start if staged.segments else HOMELESS
+            self._homes[generation] = staged.home
             self._segments[generation] = Segments(staged.segments)
             self._unchecked.add(generation)
             if staged.slot is not None:

@@ -76,7 +76,9 @@ def staged(
 ) -> StagedLayer:
     segments = [Segment(start, stop, 100 + start) for start, stop in ranges]
     extents = Extents(ranges)
-    return StagedLayer(Layer(generation, extents, below, max(size, extents.end)), token, slot, segments)
+    return StagedLayer(
+        Layer(generation, extents, below, max(size, extents.end)), token, slot, segments, ranges[0][0] if ranges else -1
+    )
 
 
 def test_rows_come_back(journal: Journal) -> None:
@@ -160,6 +162,7 @@ def test_any_sequence_of_writes_and_cuts(changes: list[tuple[bool, int, int]]) -
                 return
             (found,) = reopened(journal).layers()[5]
             assert sorted(found.segments) == list(segments)
+            assert found.home == home
             assert found.layer == layer
             assert all(segment.fits(read(segment.start, segment.stop)) for segment in segments)
             assert found.layer.size_bytes == size
