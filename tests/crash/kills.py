@@ -31,7 +31,7 @@ WORKERS = 4
 #: Long enough for anything; what takes longer hangs.
 PATIENCE_S = 90.0
 #: A point that has not been reached by then gets a kill at this moment.
-POINT_S = 4.0
+POINT_S = 2.5
 #: What the load has more of, so that a point is reached.
 FOCUS = {
     "multipart": {"create_big": 6},
