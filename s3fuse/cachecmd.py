@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from s3fuse import caches, config
+from s3fuse import config
 from s3fuse.errors import ExitCode, UserError
 from s3fuse.options import FilePath
 
@@ -23,6 +23,8 @@ def cache() -> None:
 
 
 def _chosen(directories: tuple[Path, ...]) -> list[Path]:
+    from s3fuse import caches
+
     return [path.absolute() for path in directories] or caches.below(config.cache_root())
 
 
@@ -31,6 +33,8 @@ def _chosen(directories: tuple[Path, ...]) -> list[Path]:
 @click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 def list_caches(directories: tuple[Path, ...], as_json: bool) -> None:
     """List cache directories: those below the cache root, or these."""
+    from s3fuse import caches
+
     found = [caches.look(path) for path in _chosen(directories)]
     if as_json:
         click.echo(json.dumps([{**asdict(one), "directory": str(one.directory)} for one in found], indent=2))
@@ -53,6 +57,8 @@ def list_caches(directories: tuple[Path, ...], as_json: bool) -> None:
 @click.argument("directories", nargs=-1, type=FilePath(), metavar="[DIR]...")
 def clean(directories: tuple[Path, ...]) -> None:
     """Remove cache directories that are unused and hold nothing that waits; the others stay, with the reason."""
+    from s3fuse import caches
+
     kept = False
     for path in _chosen(directories):
         reason = caches.remove(path)
@@ -70,6 +76,8 @@ def clean(directories: tuple[Path, ...]) -> None:
 @click.argument("destination", type=FilePath(), metavar="DEST")
 def recover(directory: Path, destination: Path) -> None:
     """Copy what waits in DIR for upload into DEST; DIR stays as it is, and no server is asked."""
+    from s3fuse import caches
+
     whole = True
     try:
         for copied in caches.copy_out(directory.absolute(), destination.absolute()):
