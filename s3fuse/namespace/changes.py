@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 TOKEN = "s3fuse-write"
 QUIET_S = 0.1
 SETTLE_S = 1.0
+#: Objects left behind are deleted in steps of this, so that many go with one request.
+GATHER_S = 0.1
 
 
 class Changes:
@@ -127,7 +129,7 @@ class Changes:
         if remote.key not in self.inodes.displaced:
             self.inodes.displace(inode)
         self.record(inode)
-        self.queue(inode)
+        self.queue(inode, GATHER_S - time.monotonic() % GATHER_S)
 
     def settle(self, inode: Inode) -> None:
         """Asks for the inode to be brought to the bucket once things are quiet, unless it is to be sooner anyway."""

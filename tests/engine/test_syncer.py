@@ -12,6 +12,7 @@ import trio
 
 from s3fuse import attrs
 from s3fuse.errors import AccessDenied, NotFound, StoreError, Unavailable
+from s3fuse.namespace import changes
 from s3fuse.store.faulty import LOST, refused
 from s3fuse.store.memory import SEAWEEDFS, MemoryStore
 from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig, fails, gather, until
@@ -860,6 +861,31 @@ async def test_metadata_change_keeps_what_is_not_ours(bench: Bench) -> None:
     assert info.metadata["colour"] == "green"
     assert info.headers == {"content-type": "text/x-theirs"}
     rig.check_clean()
+
+
+async def test_objects_left_behind_by_a_moved_directory_go_together(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes, "GATHER_S", 3600.0)
+    for number in range(50):
+        await bench.upload(f"old/{number:02}", b"x", mode="33188")
+    rig = await bench.rig()
+    await rig.rename("old", "new")
+    bench.counted()
+    await rig.drain()
+    counted = bench.counted()
+    assert counted["copy"] == 50
+    assert "delete" not in counted
+    assert "delete_many" not in counted
+    dues = [due for due, _, _ in rig.core.changes._timed]
+    assert len(dues) == 50
+    assert max(dues) - min(dues) < 0.001
+    await rig.drained()
+    counted = bench.counted()
+    assert counted["delete_many"] == 1
+    assert counted["list"] <= 5
+    assert sum(counted.values()) <= 20  # ten are looked at one by one
+    assert bench.listed() == [f"new/{number:02}" for number in range(50)]
 
 
 @pytest.mark.parametrize("what", ["file", "symlink", "fifo", "directory"])
