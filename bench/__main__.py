@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from pathlib import Path
@@ -58,6 +59,8 @@ def main(
     compare: Path | None,
 ) -> None:
     """Measure s3fuse beside its peers; prints a table and keeps the results as JSON."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted is unmounted then, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, shells have it ignored
     out.mkdir(parents=True, exist_ok=True)
     console = Console(width=None if sys.stdout.isatty() else 200)
     options = Options(only, (OURS,) if profile else fs, size, runs, latency_ms, out / "profile" if profile else None)
