@@ -233,24 +233,36 @@ class Syncer:
         data = inode.data
         assert data is not None
         data.freeze()
-        if data.unchecked:
-            await self._check_staged(data)
+        there = await self._check_staged(data, key) if data.unchecked else None
         version = inode.version if len(data.layers) == 1 else inode.version - 1
+        if there is not None:
+            found = Target(key, there.metadata or {}, there.headers or {}, ANY)
+            self._arrived(inode, found, there.etag, there.size_bytes, version)
+            return
         frozen = Version.frozen(data, inode.remote)
         target = await self._target(inode, key)
         etag = await upload(self.store, self.uploads, frozen, target, self.limits)
         self._arrived(inode, target, etag, frozen.size_bytes, version)
 
-    @staticmethod
-    async def _check_staged(data: DirtyFile) -> None:
-        """Raises OSError(EIO) where staged bytes are damaged, unless they were written anew since then."""
+    async def _check_staged(self, data: DirtyFile, key: str) -> ObjectInfo | None:
+        """Raises OSError(EIO) where staged bytes are damaged, unless they were written anew since then.
+
+        Gives the object where the bucket has them: after a power failure the journal may name bytes that were uploaded
+        and whose place was used again.
+        """
         try:
             for _ in data.check():
                 await trio.lowlevel.checkpoint()
         except OSError:
-            if not data.give_up_oldest():
+            if data.give_up_oldest():
+                data.freeze()
+                return None
+            token = data.tokens[0]
+            info = await look(self.store, key)
+            if info is None or (info.metadata or {}).get(TOKEN) != token or data.tokens[:1] != [token]:
                 raise
-            data.freeze()
+            return info
+        return None
 
     async def _create(self, inode: Inode, key: str) -> None:
         """Writes what has no staged bytes: directory markers, symlinks, special and empty files."""

@@ -185,7 +185,7 @@ class Files:
                 await self.core.syncer.sync(inode)
             return
         if inode.data is not None:
-            await trio.to_thread.run_sync(inode.data.sync)
+            await inode.data.sync()  # before the journal's rows that name these bytes
         await trio.to_thread.run_sync(self.core.staging.journal.sync)
 
     async def sync_directory(self, directory: Inode) -> None:

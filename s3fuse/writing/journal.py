@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from s3fuse.errors import UserError
 from s3fuse.writing import wal
 from s3fuse.writing.checks import IN_DOUBT, Segment
+from s3fuse.writing.durable import sync_names, sync_new_directory
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import Layer
 from s3fuse.writing.wal import FILE
@@ -180,6 +181,7 @@ class Journal:
             wal.note_open(lock, is_open=True)
             stack.callback(wal.note_open, lock, is_open=False)
             self._files = wal.Files(directory)
+            sync_new_directory(directory)
             self._held = stack.pop_all()
 
     def _open(self, path: Path) -> sqlite3.Connection:
@@ -433,6 +435,7 @@ class Journal:
         for suffix in wal.SUFFIXES:  # with them SQLite would repair the new database
             (self.directory / (FILE + suffix)).unlink(missing_ok=True)
         part.replace(self.directory / FILE)
+        sync_names(self.directory)
         self._db = self._open(self.directory / FILE)
         self._files = wal.Files(self.directory)
         self.suspect = False

@@ -19,7 +19,10 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+import trio
+
 from s3fuse.writing.checks import Damage, Segments
+from s3fuse.writing.durable import sync_files, sync_names, sync_new_directory
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.journal import StagedLayer
 from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
@@ -47,6 +50,7 @@ class Staging:
         self._tokens = 0
         directory.mkdir(exist_ok=True, mode=0o700)
         self.slab = os.open(directory / SLAB, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        sync_new_directory(directory)
         self.open_files: set[DirtyFile] = set()  # those with staging files of their own that are open
         self._free: list[int] = []
         self._slots = 0
@@ -122,6 +126,7 @@ class DirtyFile:
         "_homes",
         "_segments",
         "_slots",
+        "_spills",
         "_unchecked",
         "base_bytes",
         "damaged",
@@ -143,6 +148,7 @@ class DirtyFile:
         self.outdated_tokens: list[str] = []  # of layers that were given up; the bucket may have them all the same
         self.frozen = False  # layers[0] is being uploaded and must not change
         self._slots: dict[int, int] = {}  # generation -> slot
+        self._spills = 0  # how often a layer has left its slot
         self._fds: dict[int, int] = {}  # generation -> its own file
         self._segments: dict[int, Segments] = {}  # generation -> checksums of what is staged
         self._unchecked: set[int] = set()  # generations that an earlier process staged, and nobody has read since
@@ -307,6 +313,7 @@ class DirtyFile:
                 os.close(self._fds.pop(generation))
                 os.unlink(self.staging.path(self.number, generation))
             raise
+        self._spills += 1
         self.staging.give_slot(slot)
 
     def pieces(self, start: int, stop: int, layers: int | None = None) -> list[Piece]:
@@ -391,11 +398,17 @@ class DirtyFile:
             mended.append(os.path.basename(path))
         return mended
 
-    def sync(self) -> None:
-        """Returns when every staged byte is on the disk (blocks; call it in a thread)."""
-        for layer in list(self.layers):
-            if layer.extents.end:
-                os.fsync(self._place(layer.generation)[0])
+    async def sync(self) -> None:
+        """Returns when every byte staged before is on the disk. Raises OSError."""
+        while True:
+            moved = self._spills
+            # Of their own: the file may be written, uploaded and closed meanwhile.
+            descriptors = [os.dup(self._place(layer.generation)[0]) for layer in self.layers if layer.extents.end]
+            await trio.to_thread.run_sync(sync_files, descriptors)
+            if len(self._slots) < len(self.layers):
+                await trio.to_thread.run_sync(sync_names, self.staging.directory)
+            if moved == self._spills:  # else bytes have gone to a file that was not there to be synced
+                return
 
     def close(self) -> None:
         """Closes the file's own staging files until they are needed again."""
