@@ -75,7 +75,8 @@ def minio(directory: Path, *, port: int = 0) -> Iterator[Server]:
     }
     command = [_minio_binary(), "server", str(directory / "data"), "--address", f"127.0.0.1:{port}"]
     endpoint = f"http://127.0.0.1:{port}"
-    with _running(command, directory, environment, f"{endpoint}/minio/health/ready") as pid:
+    # Not /minio/health/ready: a request just after that may be told to come again in 60 s (XMinioServerNotInitialized).
+    with _running(command, directory, environment, f"{endpoint}/") as pid:
         yield Server("minio", endpoint, access_key, secret_key, pid)
 
 
