@@ -44,5 +44,5 @@ def mend(changes: Changes, staging: Staging, uploads: Uploads) -> None:
         log.error("somebody removed %s from %s; it is put back", name, staging.directory)
     damage = journal.damage()
     if damage:
-        log.error("the journal in %s was damaged (%s); it is written anew, nothing is lost", journal.directory, damage)
         journal.rebuild(partial(rewrite, changes, uploads))
+        log.error("the journal in %s was damaged (%s); it is written anew, nothing is lost", journal.directory, damage)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 #: Those that the engine's tests cannot have: the kernel, the server and the process are real.
 CHOSEN = {
     "minio": ["after bytes are journaled", "between copy and delete", "between parts", RANDOM, "after a name went"],
-    "seaweedfs": ["after a put", "after complete", RANDOM],
+    "seaweedfs": ["after a put", "between parts", RANDOM],
 }
 
 
