@@ -384,3 +384,19 @@ async def test_directory_behind_an_object_that_cannot_be_deleted(bench: Bench) -
     await rig.drained()
     assert bench.listed() == []
     rig.check_clean()
+
+
+async def test_what_was_removed_is_not_taken_for_gone_where_the_bucket_is(bench: Bench) -> None:
+    for key in ("one", "two", "d/"):
+        await bench.upload(key)
+    rig = await bench.rig()
+    await rig.unlink("one")
+    await rig.unlink("two")
+    await rig.rmdir("d")
+    bench.store.bucket_exists = False
+    failed = await rig.drain(rounds=2)
+    assert len(failed) == 3
+    assert all(inode.error for inode in failed)
+    bench.store.bucket_exists = True
+    await rig.drained()
+    assert bench.listed() == []

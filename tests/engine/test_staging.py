@@ -328,6 +328,19 @@ def test_any_history(history: list[tuple[str, int, int]], base_bytes: int) -> No
         data.close()
 
 
+def test_layer_that_began_empty_is_changed_after_a_restart(place: Place) -> None:
+    """Its row in the journal has no segment, so that the first one is no other's row."""
+    data = place.file()
+    data.truncate(0)
+    data.write(0, b"x" * 51)
+    [again] = place.restart(NUMBER)
+    again.frozen = False
+    again.truncate(50)
+    again.write(10, b"yy")
+    [again] = place.restart(NUMBER)
+    assert content(again) == b"x" * 10 + b"yy" + b"x" * 38
+
+
 # -- damage, seen through a mount
 
 
