@@ -176,10 +176,10 @@ class DirtyFile:
         """Notes in `damaged` what the staging files lack of what the journal says they hold."""
         for layer in self.layers:
             fd, offset = self._place(layer.generation)
-            length = os.fstat(fd).st_size - offset
+            length = max(0, os.fstat(fd).st_size - offset)
             if length < layer.extents.end:
                 path = self.staging.path(self.number, layer.generation)
-                self.damaged = f"staged data is damaged: {path} has {max(length, 0)} bytes of {layer.extents.end}"
+                self.damaged = f"staged data is damaged: {path} has {length} bytes of {layer.extents.end}"
 
     @property
     def unchecked(self) -> bool:

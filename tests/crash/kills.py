@@ -32,11 +32,12 @@ WORKERS = 4
 PATIENCE_S = 90.0
 #: A point that has not been reached by then gets a kill at this moment.
 POINT_S = 2.5
+BIG_POINT_S = 15.0
+BIG_POINTS = ("parts", "multipart", "complete")
+#: What one of the workers does for those: a large file, and time for it to be sent.
+LARGE = {"create_big": 1, "pause": 3}
 #: What the load has more of, so that a point is reached.
 FOCUS = {
-    "multipart": {"create_big": 6},
-    "parts": {"create_big": 6},
-    "complete": {"create_big": 6},
     "set aside": {"rotate": 12},
     "overwrite": {"patch": 15},
     "cut": {"truncate": 8},
@@ -121,7 +122,7 @@ class Campaign:
         self.mount.armed.unlink(missing_ok=True)
         self.mount.point = "" if point == RANDOM else point
         self.mount.count = 1 if "checkpoint" in point or "aside" in point else self.random.randrange(1, 12)
-        if any(word in point for word in ("parts", "multipart", "complete")):
+        if any(word in point for word in BIG_POINTS):
             self.mount.count = self.random.randrange(1, 3)
 
     def _kill(self, point: str, following: str) -> None:
@@ -133,8 +134,8 @@ class Campaign:
         threads = []
         for number, worker in enumerate(self.workers):
             worker.seed = f"{self.seed}/{self._round}/{number}"
-            only_one = focus if "create_big" not in focus or number == 0 else {}
-            worker.weights = {**USUAL, **only_one}
+            large = number == 0 and any(word in point for word in BIG_POINTS)
+            worker.weights = LARGE if large else {**USUAL, **focus}
             threads.append(threading.Thread(target=worker.run, args=(stop,)))
             threads[-1].start()
         self.mount.armed.touch()
@@ -160,6 +161,8 @@ class Campaign:
         descriptor = os.pidfd_open(self.mount.pid)
         try:
             patience_s = self.random.uniform(0.05, 1.5) if point == RANDOM else POINT_S
+            if any(word in point for word in BIG_POINTS):
+                patience_s = BIG_POINT_S
             reached, _, _ = select.select([descriptor], [], [], patience_s)
             if reached:
                 return point

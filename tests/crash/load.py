@@ -139,6 +139,9 @@ class Worker:
             self._call((self.root / name).unlink, self._without(name))
         self._write(self._new_name(), os.O_CREAT | os.O_EXCL, 0, self.random.randbytes(self.random.randrange(*BIG)))
 
+    def _pause(self) -> None:
+        time.sleep(0.5)
+
     def _some_file(self) -> str:
         if not self._files():
             self._create()

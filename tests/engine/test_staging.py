@@ -341,6 +341,14 @@ def test_layer_that_began_empty_is_changed_after_a_restart(place: Place) -> None
     assert content(again) == b"x" * 10 + b"yy" + b"x" * 38
 
 
+def test_slot_beyond_the_end_of_the_slab_has_all_of_nothing(place: Place) -> None:
+    for number in (5, 6):
+        place.file(number).truncate(100)
+    for data in place.restart(5, 6):
+        data.check_lengths()
+        assert not data.damaged
+
+
 # -- damage, seen through a mount
 
 
