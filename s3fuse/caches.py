@@ -20,7 +20,7 @@ from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import lost_folders
 from s3fuse.writing import wal
 from s3fuse.writing.checks import Damage, Segments
-from s3fuse.writing.journal import Journal, NodeRow, StagedLayer, locked
+from s3fuse.writing.journal import Journal, locked
 from s3fuse.writing.layers import BASE, HOLE, resolve
 from s3fuse.writing.staging import SLAB, SLOT_BYTES
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from s3fuse.writing.checks import Read
     from s3fuse.writing.layers import Piece
+    from s3fuse.writing.rows import NodeRow, StagedLayer
 
 COPY_BYTES = 1 << 20
 

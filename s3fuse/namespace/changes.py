@@ -20,7 +20,7 @@ import trio
 
 from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
-from s3fuse.writing.journal import NodeRow, encode_map, encode_xattrs
+from s3fuse.writing.rows import NodeRow, encode_map, encode_xattrs
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode, Inodes

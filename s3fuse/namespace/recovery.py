@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from s3fuse import attrs, keys
 from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
-from s3fuse.writing.journal import NodeRow, StagedLayer, decode_map, decode_xattrs, unreadable
+from s3fuse.writing.journal import unreadable
+from s3fuse.writing.rows import NodeRow, StagedLayer, decode_map, decode_xattrs
 from s3fuse.writing.staging import DirtyFile, Staging
 
 if TYPE_CHECKING:

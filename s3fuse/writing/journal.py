@@ -12,11 +12,10 @@ pages are in the page cache), a power failure may lose the last ones unless `syn
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from s3fuse.errors import UserError
 from s3fuse.writing import wal
@@ -24,19 +23,17 @@ from s3fuse.writing.checks import IN_DOUBT, Segment
 from s3fuse.writing.durable import sync_names, sync_new_directory
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import Layer
+from s3fuse.writing.rows import HOMELESS, BegunUpload, NodeRow, StagedLayer
 from s3fuse.writing.wal import FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from s3fuse.writing.checks import Step
 
 FORMAT = 2
 PART = "journal.part"
-
-#: `home` of a layer whose row has no segment.
-HOMELESS = -1
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
@@ -59,68 +56,6 @@ CREATE TABLE IF NOT EXISTS upload (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, upload_id TEXT, begun_ns INTEGER NOT NULL
 ) STRICT;
 """
-
-
-class NodeRow(NamedTuple):
-    """One row of `node`; the order of fields is the order of columns."""
-
-    number: int
-    key: str | None
-    mode: int
-    uid: int
-    gid: int
-    atime_ns: int
-    mtime_ns: int
-    ctime_ns: int
-    rdev: int
-    xattrs: str
-    target: bytes | None
-    size: int
-    token: str
-    remote_key: str | None
-    remote_etag: str | None
-    remote_size: int | None
-    remote_metadata: str | None
-    remote_headers: str | None
-    maybe_at: str | None
-
-
-class StagedLayer(NamedTuple):
-    """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments.
-
-    `home` is where the segment starts that the layer's own row has, HOMELESS for none.
-    """
-
-    layer: Layer
-    token: str
-    slot: int | None
-    segments: list[Segment]
-    home: int = -1
-
-
-class BegunUpload(NamedTuple):
-    """A multipart upload of `key`; without an `upload_id` the server's answer had not come."""
-
-    id: int
-    key: str
-    upload_id: str | None
-    begun_ns: int
-
-
-def encode_map(values: Mapping[str, str] | None) -> str | None:
-    return None if values is None else json.dumps(dict(values)) if values else "{}"
-
-
-def decode_map(text: str | None) -> dict[str, str] | None:
-    return None if text is None else {str(k): str(v) for k, v in json.loads(text).items()}
-
-
-def encode_xattrs(xattrs: Mapping[str, bytes]) -> str:
-    return json.dumps({name: value.hex() for name, value in xattrs.items()}) if xattrs else "{}"
-
-
-def decode_xattrs(text: str) -> dict[str, bytes]:
-    return {str(name): bytes.fromhex(value) for name, value in json.loads(text).items()}
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import trio
 
 from s3fuse.errors import StoreError
 from s3fuse.store.s3client import acted
-from s3fuse.writing.journal import BegunUpload
+from s3fuse.writing.rows import BegunUpload
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping

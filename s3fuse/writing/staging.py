@@ -24,8 +24,8 @@ import trio
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.durable import sync_files, sync_names, sync_new_directory
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.journal import StagedLayer
 from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
+from s3fuse.writing.rows import StagedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

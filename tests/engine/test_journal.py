@@ -19,10 +19,11 @@ from s3fuse.writing import checks
 from s3fuse.writing import journal as journal_module
 from s3fuse.writing.checks import Segment, Segments
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.journal import (
+from s3fuse.writing.journal import Journal
+from s3fuse.writing.layers import Layer
+from s3fuse.writing.rows import (
     HOMELESS,
     BegunUpload,
-    Journal,
     NodeRow,
     StagedLayer,
     decode_map,
@@ -30,7 +31,6 @@ from s3fuse.writing.journal import (
     encode_map,
     encode_xattrs,
 )
-from s3fuse.writing.layers import Layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,8 +13,9 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from s3fuse.writing.journal import Journal, NodeRow
+from s3fuse.writing.journal import Journal
 from s3fuse.writing.layers import BASE
+from s3fuse.writing.rows import NodeRow
 from s3fuse.writing.staging import SLOT_BYTES, DirtyFile, Staging
 
 if TYPE_CHECKING:
