@@ -73,12 +73,12 @@ class Ending:
     @contextmanager
     def _more_room(self) -> Iterator[None]:
         """The last writes are taken above the limit: the kernel waits for them, and they may wait for the server."""
-        self.core.extra_dirty_bytes = KERNEL_DIRTY_BYTES
+        self.core.budget.extra_bytes = KERNEL_DIRTY_BYTES
         waits.give_up(for_room=True)
         try:
             yield
         finally:
-            self.core.extra_dirty_bytes = 0
+            self.core.budget.extra_bytes = 0
 
     # -- signals
 

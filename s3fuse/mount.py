@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from s3fuse import attrs, control, credentials, kernel, waits
-from s3fuse.cachedir import disk_status, disk_tier
+from s3fuse.cachedir import disk_status, disk_tier, reserve_bytes
 from s3fuse.ending import Ending
 from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
 from s3fuse.fuse.adapter import Adapter
@@ -33,6 +33,7 @@ from s3fuse.namespace.syncer import Syncer
 from s3fuse.namespace.upkeep import keep_up
 from s3fuse.reading.blocks import BlockCache
 from s3fuse.store.s3 import S3Store
+from s3fuse.vfs.budget import Budget
 from s3fuse.vfs.core import Core
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.staging import Staging
@@ -149,11 +150,22 @@ class Mount:
         directories = Directories(inodes, self.store, defaults, config.attr_ttl_s)
         staging = Staging(self.journal.directory / "staging", self.journal)
         syncer = Syncer(self.store, inodes, changes, directories, workers=max(2, config.max_requests // 2))
-        disk = disk_tier(config, self.journal.directory, lambda: staging.staged_bytes)
+        disk = disk_tier(config, self.journal.directory, lambda: self.core.budget.taken_bytes())
         blocks = BlockCache(self.store, self.nursery, config.memory_bytes, disk)
-        self.core = Core(config, inodes, directories, changes, staging, syncer, blocks)
+        folder = self.journal.directory
+        budget = Budget(
+            config.dirty_size_bytes,
+            staging,
+            changes,
+            syncer.parking,
+            folder,
+            reserve_bytes(folder),
+            disk.make_room if disk is not None else lambda: None,
+        )
+        self.core = Core(config, inodes, directories, changes, staging, syncer, blocks, budget)
         self.ending = Ending(self.core, config.mountpoint, config.drain_timeout_s)
         self.recovered = recover(inodes, changes, staging, defaults)
+        syncer.parking.restore(staging)
 
     async def run(self, ready: Callable[[], None]) -> ExitCode:
         config = self.config
@@ -312,6 +324,8 @@ class Mount:
                 **disk_status(core.blocks.disk),
                 "staged_bytes": core.staging.staged_bytes,
                 "dirty_limit_bytes": self.config.dirty_size_bytes,
+                "waiting_writers": core.budget.waiting,
+                "parked_bytes": core.syncer.parking.parked_bytes,
                 "inodes": len(core.inodes.table),
             },
             "requests": dict(self.store.requests),

@@ -147,6 +147,12 @@ class Changes:
         heapq.heappush(self._timed, (due, self._enter(inode, due), inode))
         self._wake.set()
 
+    def hasten(self, inode: Inode) -> None:
+        """`queue` at once, unless the inode is being sent or its time has come anyway."""
+        due = self._entry.get(inode.number, (0, float("inf")))[1]
+        if inode.number not in self.in_flight and due > time.monotonic():
+            self.queue(inode)
+
     def _enter(self, inode: Inode, due: float) -> int:
         """The order number of a new entry of the queue, which makes an earlier one of the inode void."""
         order = next(self._order)
@@ -201,6 +207,11 @@ class Changes:
     def failed(self, inode: Inode, reason: str) -> None:
         """An attempt failed: the inode stays dirty, and who waits for it is told."""
         inode.error = reason
+        self._notify(inode)
+
+    def looked_at(self, inode: Inode) -> None:
+        """Nothing of the inode came to the bucket, and nothing failed: who waits for it asks again."""
+        inode.error = None
         self._notify(inode)
 
     def _notify(self, inode: Inode) -> None:

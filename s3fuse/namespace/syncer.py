@@ -25,6 +25,7 @@ from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.clearing import Clearing, kept, look
 from s3fuse.namespace.conflicts import Conflicts
 from s3fuse.namespace.deletes import Behind, Deletes
+from s3fuse.namespace.parking import Parking
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.leftovers import Uploads
 from s3fuse.writing.plan import Limits
@@ -68,6 +69,7 @@ class Syncer:
         self.limits = limits or Limits()
         self.conflicts = Conflicts(store, inodes, changes)
         self.uploads = Uploads(store, changes.journal)
+        self.parking = Parking(store, changes, self.limits)
         self.last_error = ""
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
@@ -83,10 +85,12 @@ class Syncer:
                 inode = self.changes.pop_due()
                 if inode is None:
                     await self.changes.wait_due()
-                elif inode.dirty and not self._take(inode):
+                    continue
+                parked = inode.number in self.parking.wanted
+                if (inode.dirty or parked) and not self._take(inode):
                     self.changes.queue(inode, BEHIND_S)
-                elif inode.dirty:
-                    batch = [inode] if inode.linked else [inode, *self._more_deletes()]
+                elif inode.dirty or parked:
+                    batch = [inode] if inode.linked or parked else [inode, *self._more_deletes()]
                     await self._slots.acquire_on_behalf_of(batch[0])
                     nursery.start_soon(self._attempt, batch)
 
@@ -113,9 +117,10 @@ class Syncer:
             inode = self.changes.pop_due()
             if inode is None:
                 return
-            if inode.dirty and not inode.linked and self._take(inode):
+            parked = inode.number in self.parking.wanted
+            if inode.dirty and not inode.linked and not parked and self._take(inode):
                 yield inode
-            elif inode.dirty:
+            elif inode.dirty or parked:
                 self.changes.queue(inode)
                 return
 
@@ -125,6 +130,8 @@ class Syncer:
         try:
             if any(inode.linked and self._keys(inode) != self.changes.in_flight[inode.number] for inode in batch):
                 self.changes.queue(first)  # renamed since it was taken
+            elif await self.parking.park_if_wanted(first) or not first.dirty:
+                pass
             elif first.linked:
                 await self._bring(first)
             else:
@@ -234,6 +241,9 @@ class Syncer:
         assert data is not None
         data.freeze()
         there = await self._check_staged(data, key) if data.unchecked else None
+        if there is None and data.parked.packs:
+            await self.parking.park(inode)
+            data.freeze()
         version = inode.version if len(data.layers) == 1 else inode.version - 1
         if there is not None:
             found = Target(key, there.metadata or {}, there.headers or {}, ANY)

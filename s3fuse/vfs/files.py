@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,16 +14,19 @@ from s3fuse.errors import NotFound, PreconditionFailed
 from s3fuse.reading.records import BLOCK_BYTES
 from s3fuse.reading.siblings import Siblings
 from s3fuse.reading.window import INITIAL_BYTES, Window
+from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.layers import BASE
 from s3fuse.writing.staging import DirtyFile
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode
-    from s3fuse.store.base import ObjectInfo
     from s3fuse.vfs.core import Core
+    from s3fuse.writing.overlay import Parked
 
 #: Largest file: what S3 can hold as one object.
 MAX_FILE_BYTES = 5 << 40
+#: What is read ahead of parked bytes.
+PARKED_AHEAD_BYTES = 4 << 20
 
 
 class Handle:
@@ -46,6 +48,7 @@ class Files:
         self.core = core
         self.handles: dict[int, Handle] = {}
         self._siblings = Siblings(core.blocks.limit_bytes // 8 // INITIAL_BYTES)
+        core.budget.handles = self.handles
         self._next = 1
 
     async def open(self, inode: Inode, flags: int) -> int:
@@ -73,26 +76,42 @@ class Files:
     async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
         """Up to `size` bytes from `offset`; fewer only at the end of the file."""
         handle = self.handles[number]
+        stop = min(offset + size, handle.inode.size)
+        return await self._read(handle, offset, stop) if offset < stop else b""
+
+    async def _read(self, handle: Handle, offset: int, stop: int) -> bytes | memoryview:
         inode = handle.inode
-        stop = min(offset + size, inode.size)
-        if offset >= stop:
-            return b""
         if inode.data is None or not inode.data.layers:
             if inode.remote is None:
                 return bytes(stop - offset)
             return await self._read_version(handle, inode.remote, offset, stop)
         data, base = inode.data, inode.remote
         parts: list[bytes | memoryview] = []
-        # A piece of the base may await, and layers move meanwhile; so all local bytes are read first.
+        # A piece that is not local may await, and layers move meanwhile; so all local bytes are read first.
         pieces = data.pieces(offset, stop)
-        local = {piece.start: data.read_piece(piece) for piece in pieces if piece.source != BASE}
+        local = {piece.start: data.read_piece(piece) for piece in pieces if piece.is_local}
         for piece in pieces:
             if piece.source == BASE:
                 assert base is not None
                 parts.append(bytes(await self._read_version(handle, base, piece.start, piece.stop)))
+            elif piece.parked is not None:
+                parts.append(await self._read_parked(handle, piece.parked, piece.start, piece.stop))
             else:
                 parts.append(local[piece.start])
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _read_parked(self, handle: Handle, parked: Parked, start: int, stop: int) -> bytes:
+        """Bytes of a temporary object. One that is gone because the file was put together has left them elsewhere."""
+        version = ObjectInfo(parked.key, parked.size_bytes, parked.etag, 0)
+        first, last = start - parked.shift, stop - parked.shift
+        try:
+            self.core.blocks.prefetch(version, first, min(last + PARKED_AHEAD_BYTES, version.size_bytes))
+            return bytes(await self.core.blocks.read(version, first, last))
+        except (NotFound, PreconditionFailed):
+            data = handle.inode.data
+            if data is not None and data.parked.overlay is not None and parked.key in data.parked.overlay.objects():
+                raise
+            return bytes(await self._read(handle, start, stop))
 
     async def _read_version(self, handle: Handle, version: ObjectInfo, start: int, stop: int) -> bytes | memoryview:
         blocks = self.core.blocks
@@ -134,15 +153,31 @@ class Files:
         stop = offset + len(data)
         if stop > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
-        if self.core.over_budget():
-            with suppress(waits.Interrupted), waits.interruptible(for_room=True):
-                await self.core.wait_for_budget(inode)
-        self._stage(inode).write(offset, data)
+        await self._write(inode, offset, data)
         inode.size = max(inode.size, stop)
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
         if inode.linked:
             self._touch(inode)
         return len(data)
+
+    async def _write(self, inode: Inode, offset: int, data: bytes) -> None:
+        budget, interrupted = self.core.budget, False
+        while True:
+            if budget.is_full(len(data)):
+                try:
+                    with waits.interruptible(for_room=True):
+                        await budget.wait(len(data))
+                except waits.Interrupted:  # an answer lets the writer end; its bytes are still taken if they can be
+                    interrupted = True
+            try:
+                self._stage(inode).write(offset, data)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or interrupted:
+                    raise
+                budget.disk_is_full()
+            else:
+                budget.staged()
+                return
 
     def truncate(self, inode: Inode, size: int) -> None:
         """Cuts or grows the file; nothing is fetched or sent."""

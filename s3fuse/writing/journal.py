@@ -23,6 +23,7 @@ from s3fuse.writing.checks import IN_DOUBT, Segment
 from s3fuse.writing.durable import sync_names, sync_new_directory
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import Layer
+from s3fuse.writing.overlay import Overlay, Parked, Range
 from s3fuse.writing.rows import HOMELESS, BegunUpload, NodeRow, StagedLayer
 from s3fuse.writing.wal import FILE
 
@@ -55,6 +56,13 @@ CREATE TABLE IF NOT EXISTS segment (
 CREATE TABLE IF NOT EXISTS upload (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, upload_id TEXT, begun_ns INTEGER NOT NULL
 ) STRICT;
+CREATE TABLE IF NOT EXISTS overlay (number INTEGER PRIMARY KEY, below INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS parked (
+    number INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    key TEXT NOT NULL, etag TEXT NOT NULL, size INTEGER NOT NULL, shift INTEGER NOT NULL,
+    PRIMARY KEY (number, start)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS temporary (key TEXT PRIMARY KEY, number INTEGER NOT NULL, token TEXT NOT NULL) STRICT;
 """
 
 
@@ -327,9 +335,44 @@ class Journal:
             found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home))
         return found
 
+    # -- parked bytes: `temporary` has every object that may be there, `parked` what they hold of a file
+
+    def put_temporary(self, number: int, key: str, token: str) -> None:
+        self._execute("INSERT OR REPLACE INTO temporary VALUES (?,?,?)", (key, number, token))
+
+    def drop_temporary(self, key: str) -> None:
+        self._execute("DELETE FROM temporary WHERE key=?", (key,))
+
+    def temporaries(self) -> list[tuple[str, int, str]]:
+        """Key, inode number and token of each."""
+        return list(self._execute("SELECT key, number, token FROM temporary"))
+
+    def put_overlay(self, number: int, before: Overlay | None, after: Overlay) -> None:
+        """Records the overlay of a file, of which `before` is recorded."""
+        old, new = set(before or ()), set(after)
+        self._execute("INSERT OR REPLACE INTO overlay VALUES (?,?)", (number, after.below_bytes))
+        gone = [(number, found.start) for found in old - new]
+        for whose in gone:
+            self._execute("DELETE FROM parked WHERE number=? AND start=?", whose)
+        rows = [(number, found.start, found.stop, *found.parked) for found in new - old]
+        for row in rows:
+            self._execute("INSERT INTO parked VALUES (?,?,?,?,?,?,?)", row)
+
+    def drop_overlay(self, number: int) -> None:
+        self._execute("DELETE FROM overlay WHERE number=?", (number,))
+        self._execute("DELETE FROM parked WHERE number=?", (number,))
+
+    def overlays(self) -> dict[int, Overlay]:
+        """The overlay of every file that has one, by inode number."""
+        ranges: dict[int, list[Range]] = {}
+        for number, start, stop, *where in self._execute("SELECT * FROM parked"):
+            ranges.setdefault(number, []).append(Range(start, stop, Parked(*where)))
+        found = self._execute("SELECT number, below FROM overlay")
+        return {number: Overlay(below, ranges.get(number, [])) for number, below in found}
+
     def drop_layers_without_node(self) -> None:
         """Forgets what was staged for files that were unlinked while open: it ended with the process."""
-        for table in ("layer", "segment"):
+        for table in ("layer", "segment", "overlay", "parked"):
             self._execute(f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM node)")
 
     # -- the files

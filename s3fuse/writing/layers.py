@@ -2,7 +2,8 @@
 
 A layer hides what is below it where it was written and beyond `below_bytes`: truncating to 100 and growing again
 to 200 must show zeros from 100 on, although the object below may be longer. While the oldest layer is uploaded,
-writes go to a newer one; when the upload is done the layer is taken away and its result is the new base.
+writes go to a newer one; when the upload is done the layer is taken away and its result is the new base. What was
+parked (see `overlay`) lies between the base and the oldest layer.
 """
 
 from __future__ import annotations
@@ -14,19 +15,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from s3fuse.writing.extents import Extents
+    from s3fuse.writing.overlay import Overlay, Parked
 
 #: `Piece.source` of bytes of the base object.
 BASE: Final = -1
 #: `Piece.source` of bytes that nobody wrote: zeros.
 HOLE: Final = -2
+#: `Piece.source` of bytes in a temporary object, which `Piece.parked` names.
+PARKED: Final = -3
 
 
 class Piece(NamedTuple):
-    """Bytes [start, stop) of a file and where they are, at the same offsets: index of a layer, BASE or HOLE."""
+    """Bytes [start, stop) of a file and where they are: at the same offsets of a layer (its index) or BASE, or else."""
 
     source: int
     start: int
     stop: int
+    parked: Parked | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no request is needed to read it."""
+        return self.source >= 0 or self.source == HOLE
 
 
 @dataclass(slots=True)
@@ -55,22 +65,37 @@ class Layer:
         self.size_bytes = size
 
 
-def resolve(layers: Sequence[Layer], base_bytes: int, start: int, stop: int) -> list[Piece]:
+def resolve(
+    layers: Sequence[Layer], base_bytes: int, start: int, stop: int, overlay: Overlay | None = None
+) -> list[Piece]:
     """Where the bytes [start, stop) of the file are, in order and with neighbours of one source merged.
 
     `layers` are oldest first, so the last one is what a program sees. What is beyond the end of the file is HOLE:
     the caller clips.
     """
     pieces: list[Piece] = []
-    _descend(layers, len(layers) - 1, base_bytes, start, stop, pieces)
+    _descend(layers, len(layers) - 1, (base_bytes, overlay), start, stop, pieces)
     return pieces
 
 
-def _descend(layers: Sequence[Layer], top: int, base_bytes: int, start: int, stop: int, pieces: list[Piece]) -> None:
+def _descend(
+    layers: Sequence[Layer],
+    top: int,
+    bottom: tuple[int, Overlay | None],
+    start: int,
+    stop: int,
+    pieces: list[Piece],
+) -> None:
     if top < 0:
-        shown = min(max(start, base_bytes), stop)
-        _append(pieces, BASE, start, shown)
-        _append(pieces, HOLE, shown, stop)
+        base_bytes, overlay = bottom
+        if overlay is None:
+            _base(pieces, base_bytes, start, stop)
+            return
+        for first, last, parked in overlay.pieces(start, stop):
+            if parked is None:
+                _base(pieces, min(base_bytes, overlay.below_bytes), first, last)
+            else:
+                _append(pieces, PARKED, first, last, parked)
         return
     layer = layers[top]
     for first, last, inside in layer.extents.pieces(start, stop):
@@ -79,13 +104,19 @@ def _descend(layers: Sequence[Layer], top: int, base_bytes: int, start: int, sto
             continue
         shown = min(max(first, layer.below_bytes), last)
         if first < shown:
-            _descend(layers, top - 1, base_bytes, first, shown, pieces)
+            _descend(layers, top - 1, bottom, first, shown, pieces)
         _append(pieces, HOLE, shown, last)
 
 
-def _append(pieces: list[Piece], source: int, start: int, stop: int) -> None:
+def _base(pieces: list[Piece], base_bytes: int, start: int, stop: int) -> None:
+    shown = min(max(start, base_bytes), stop)
+    _append(pieces, BASE, start, shown)
+    _append(pieces, HOLE, shown, stop)
+
+
+def _append(pieces: list[Piece], source: int, start: int, stop: int, parked: Parked | None = None) -> None:
     if start >= stop:
         return
-    if pieces and pieces[-1].source == source:
+    if pieces and pieces[-1].source == source and pieces[-1].parked == parked:
         start = pieces.pop().start
-    pieces.append(Piece(source, start, stop))
+    pieces.append(Piece(source, start, stop, parked))

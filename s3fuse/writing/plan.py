@@ -15,12 +15,13 @@ from s3fuse.store.base import (
     MAX_PUT_BYTES,
     MIN_PART_BYTES,
 )
-from s3fuse.writing.layers import BASE
+from s3fuse.writing.layers import BASE, PARKED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from s3fuse.writing.layers import Piece
+    from s3fuse.writing.overlay import Parked
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,11 @@ class SinglePut:
 
 @dataclass(frozen=True, slots=True)
 class CopyPart:
-    """The server copies [start, stop) of the base to the same offsets."""
+    """The server copies [start, stop) of the base, or what is parked of it, to the same offsets."""
 
     start: int
     stop: int
+    parked: Parked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Multipart:
 
 
 Plan: TypeAlias = SinglePut | Multipart
+Run: TypeAlias = "tuple[int, int, Parked | None]"
 
 DEFAULT_LIMITS = Limits()
 
@@ -91,19 +94,21 @@ DEFAULT_LIMITS = Limits()
 def plan_upload(pieces: Sequence[Piece], size: int, limits: Limits = DEFAULT_LIMITS, *, copy_base: bool = True) -> Plan:
     """How to upload `size` bytes made of `pieces` (`layers.resolve` over the whole file).
 
-    `copy_base` says whether the server can still copy from the base object. Holes are sent. Each dirty run costs at
-    most `min_copy_bytes + min_part_bytes` of base bytes sent with it, unless parts had to grow to fit `max_parts`.
+    What is parked is copied as the base is; `copy_base` says whether the server can still copy from the base object.
+    Holes are sent. Each dirty run costs at most `min_copy_bytes + min_part_bytes` of base bytes sent with it, unless
+    parts had to grow to fit `max_parts`.
     Raises OSError(EFBIG) where no plan fits the limits.
     """
     if size > limits.max_object_bytes:
         raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-    runs = [(piece.start, piece.stop) for piece in pieces if piece.source == BASE] if copy_base else []
+    wanted = (BASE, PARKED) if copy_base else (PARKED,)
+    runs = [(piece.start, piece.stop, piece.parked) for piece in pieces if piece.source in wanted]
     if size <= limits.single_put_bytes:
         copies = list(_copies(runs, limits.min_part_bytes, limits.min_copy_bytes))
         # Three requests more than one PUT: worth it where they spare half the bytes.
-        if not copies or 2 * sum(stop - start for start, stop in copies) < size:
+        if not copies or 2 * sum(stop - start for start, stop, _ in copies) < size:
             return SinglePut()
-    changed = size - sum(stop - start for start, stop in runs)
+    changed = size - sum(stop - start for start, stop, _ in runs)
     for part_bytes in _part_sizes(changed, limits):
         parts = _parts(runs, size, limits, part_bytes)
         if len(parts) <= limits.max_parts:
@@ -121,27 +126,27 @@ def _part_sizes(changed_bytes: int, limits: Limits) -> Iterator[int]:
     yield largest
 
 
-def _parts(runs: Sequence[tuple[int, int]], size: int, limits: Limits, part_bytes: int) -> list[Part]:
+def _parts(runs: Sequence[Run], size: int, limits: Limits, part_bytes: int) -> list[Part]:
     smallest = limits.min_part_bytes
     # Parts that had to grow leave no room for many small copies either.
     scale = -(-part_bytes // limits.part_bytes)
     copy_bytes = min(max(limits.copy_part_bytes, part_bytes), limits.max_copy_bytes - smallest)
     parts: list[Part] = []
     done = 0
-    for start, stop in [*_copies(runs, smallest, limits.min_copy_bytes * scale), (size, size)]:
+    for start, stop, parked in [*_copies(runs, smallest, limits.min_copy_bytes * scale), (size, size, None)]:
         parts += [SendPart(*cut) for cut in _split(done, start, part_bytes, smallest if start < size else 0)]
-        parts += [CopyPart(*cut) for cut in _split(start, stop, copy_bytes, smallest if stop < size else 0)]
+        parts += [CopyPart(*cut, parked) for cut in _split(start, stop, copy_bytes, smallest if stop < size else 0)]
         done = stop
     return parts
 
 
-def _copies(runs: Sequence[tuple[int, int]], min_part_bytes: int, min_copy_bytes: int) -> Iterator[tuple[int, int]]:
+def _copies(runs: Sequence[Run], min_part_bytes: int, min_copy_bytes: int) -> Iterator[Run]:
     """The runs to copy; one that follows a range too short for a part of its own gives it its first bytes."""
     done = 0
-    for start, stop in runs:
+    for start, stop, parked in runs:
         first = start if start == done else max(start, done + min_part_bytes)
         if stop - first >= min_copy_bytes:
-            yield first, stop
+            yield first, stop, parked
             done = stop
 
 

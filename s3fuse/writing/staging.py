@@ -25,13 +25,16 @@ from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.durable import sync_files, sync_names, sync_new_directory
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
+from s3fuse.writing.overlay import pack
+from s3fuse.writing.parking import Pack, ParkedFile
 from s3fuse.writing.rows import StagedLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
     from s3fuse.writing.journal import Journal
+    from s3fuse.writing.parking import Temporary
 
 log = logging.getLogger(__name__)
 
@@ -45,15 +48,28 @@ class Staging:
     def __init__(self, directory: Path, journal: Journal) -> None:
         self.directory = directory
         self.journal = journal
-        self.staged_bytes = 0
         self._session = secrets.token_hex(6)
         self._tokens = 0
         directory.mkdir(exist_ok=True, mode=0o700)
         self.slab = os.open(directory / SLAB, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         sync_new_directory(directory)
         self.open_files: set[DirtyFile] = set()  # those with staging files of their own that are open
+        self.freed = trio.Event()  # set whenever staged bytes go
+        self.abandon: Callable[[Temporary], None] = lambda temporary: None  # gets parked objects that nobody needs
+        self._staged_bytes = 0
         self._free: list[int] = []
         self._slots = 0
+
+    @property
+    def staged_bytes(self) -> int:
+        """How many there are over all files."""
+        return self._staged_bytes
+
+    @staged_bytes.setter
+    def staged_bytes(self, value: int) -> None:
+        if value < self._staged_bytes:
+            self.freed.set()
+        self._staged_bytes = value
 
     def path(self, number: int, generation: int) -> str:
         return os.path.join(self.directory, f"{number}.{generation}")
@@ -134,6 +150,7 @@ class DirtyFile:
         "layers",
         "number",
         "outdated_tokens",
+        "parked",
         "staging",
         "tokens",
     )
@@ -146,7 +163,8 @@ class DirtyFile:
         self.tokens: list[str] = []
         self.damaged = ""  # what was found to be wrong with staged bytes
         self.outdated_tokens: list[str] = []  # of layers that were given up; the bucket may have them all the same
-        self.frozen = False  # layers[0] is being uploaded and must not change
+        self.frozen = False  # layers[0] is being uploaded or parked and must not change
+        self.parked = ParkedFile(number, staging)
         self._slots: dict[int, int] = {}  # generation -> slot
         self._spills = 0  # how often a layer has left its slot
         self._fds: dict[int, int] = {}  # generation -> its own file
@@ -209,12 +227,13 @@ class DirtyFile:
         if len(self.layers) < 2:
             return False
         seen = self.pieces(0, self.size)
-        without = resolve(self.layers[1:], self.base_bytes, 0, self.size)
+        without = resolve(self.layers[1:], self.base_bytes, 0, self.size, self.parked.overlay)
         if seen != [piece._replace(source=piece.source + 1) if piece.source >= 0 else piece for piece in without]:
             return False
         self.outdated_tokens.append(self.tokens[0])
         with self.staging.journal.transaction():
-            self.commit(self.base_bytes)
+            self.parked.packs = []
+            self._discard(self._pop_oldest())
         self.damaged = ""
         return True
 
@@ -294,6 +313,7 @@ class DirtyFile:
         """Records every layer in a journal that knows nothing of the file."""
         for layer in self.layers:
             self._homes[layer.generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
+        self.parked.journal_again()
 
     def _spill(self, layer: Layer) -> None:
         """Moves a layer that outgrows its slot to a file of its own. Where that fails it stays where it was."""
@@ -318,7 +338,7 @@ class DirtyFile:
 
     def pieces(self, start: int, stop: int, layers: int | None = None) -> list[Piece]:
         """Where bytes [start, stop) are: `Piece.source` is an index of `layers`, BASE or HOLE."""
-        return resolve(self.layers[:layers], self.base_bytes, start, stop)
+        return resolve(self.layers[:layers], self.base_bytes, start, stop, self.parked.overlay)
 
     def read_piece(self, piece: Piece) -> bytes:
         """The bytes of a piece that is not in BASE. Raises OSError(EIO) where they are not what was written."""
@@ -336,10 +356,30 @@ class DirtyFile:
 
     def commit(self, size: int) -> None:
         """The frozen layer is in the bucket as `size` bytes: it becomes the base. Call inside a journal transaction."""
-        layer = self.layers.pop(0)
+        self.base_bytes = size
+        self.parked.clear()
+        self._discard(self._pop_oldest())
+
+    def _pop_oldest(self) -> Layer:
         self.tokens.pop(0)
         self.frozen = False
-        self.base_bytes = size
+        return self.layers.pop(0)
+
+    def park(self, pack_bytes: int, new: Callable[[], Temporary]) -> list[Pack]:
+        """Freezes the oldest layer and gives what is to be sent of it; the same again until `parked_oldest`."""
+        if not self.parked.packs:
+            self.freeze()
+            if len(self.layers) == 1:  # a changed file always has one: its token is that of the next upload
+                top = self._top()
+                self._homes[top.generation] = self.staging.journal.put_layer(self._staged(top), self.number)
+            extents = self.layers[0].extents
+            self.parked.begin([Pack(ranges, new()) for ranges in pack(extents, extents.total_bytes, pack_bytes)])
+        return self.parked.packs
+
+    def parked_oldest(self) -> None:
+        """All of it is in the bucket: the staged bytes go. Call inside a journal transaction."""
+        layer = self._pop_oldest()
+        self.parked.done(layer)
         self._discard(layer)
 
     def discard(self) -> None:
@@ -348,6 +388,7 @@ class DirtyFile:
             self._discard(layer)
         self.layers.clear()
         self.tokens.clear()
+        self.parked.clear()
 
     def _discard(self, layer: Layer) -> None:
         self.staging.journal.drop_layer(self.number, layer.generation)

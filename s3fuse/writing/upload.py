@@ -65,13 +65,16 @@ class Range:
                 start = end
 
     async def _read(self, piece: Piece) -> Buffer:
-        base, data = self.version.base, self.version.data
-        if piece.source != BASE:
+        base, data, parked = self.version.base, self.version.data, piece.parked
+        if piece.is_local:
             assert data is not None
             return data.read_piece(piece)
-        assert base is not None
         buffer = bytearray(piece.stop - piece.start)
-        await self.store.get_into(base.key, piece.start, [memoryview(buffer)], etag=base.etag)
+        if parked is not None:
+            await self.store.get_into(parked.key, piece.start - parked.shift, [memoryview(buffer)], etag=parked.etag)
+        else:
+            assert base is not None
+            await self.store.get_into(base.key, piece.start, [memoryview(buffer)], etag=base.etag)
         return buffer
 
 
@@ -132,10 +135,12 @@ async def _send(
 ) -> None:
     try:
         if isinstance(part, CopyPart):
-            base = version.base
-            assert base is not None
+            source = part.parked or version.base
+            assert source is not None
+            shift = part.parked.shift if part.parked is not None else 0
+            start, stop = part.start - shift, part.stop - shift
             done = await store.multipart_copy(
-                key, upload_id, number, source=base.key, source_etag=base.etag, start=part.start, stop=part.stop
+                key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
             )
         else:
             done = await store.multipart_put(key, upload_id, number, Range(store, version, part.start, part.stop))

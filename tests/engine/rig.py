@@ -101,6 +101,7 @@ class Rig:
     fsync_to: str = "upload"
     dirty_size_bytes: int = 1 << 30
     memory_bytes: int = 16 << 20
+    budget_bytes: int | None = None  # a dirty budget smaller than the option allows
     limits: Limits = field(default_factory=Limits)
     seed: int | None = None
     paused: bool = False  # the syncer does not run
@@ -122,6 +123,7 @@ class Rig:
             fsync="local" if self.fsync_to == "local" else "upload",
             dirty_size_bytes=self.dirty_size_bytes,
             memory_bytes=self.memory_bytes,
+            cache_size_bytes=0,
         )
         journal = Journal(config.cache_path("memory"), f"memory/bucket/{self.prefix}")
         try:
@@ -129,7 +131,9 @@ class Rig:
                 store = cast("S3Store", self.line)
                 self.mount = Mount(config, "memory", store, self.store.capabilities, journal, nursery)
                 self.core: Core = self.mount.core
-                self.core.syncer.limits = self.limits
+                self.core.syncer.limits = self.core.syncer.parking.limits = self.limits
+                if self.budget_bytes is not None:
+                    self.core.budget.limit_bytes = self.budget_bytes
                 self.names = Names(self.core)
                 self.files = Files(self.core)
                 self.attributes = AttributeOperations(self.core, self.files)

@@ -410,13 +410,15 @@ def _world() -> Iterator[None]:
         yield
 
 
-async def run(script: list[tuple[str, tuple[Any, ...]]], ttl_s: float, minio: bool, seed: int) -> None:
+async def run(
+    script: list[tuple[str, tuple[Any, ...]]], ttl_s: float, minio: bool, seed: int, budget_bytes: int | None
+) -> None:
     with tempfile.TemporaryDirectory(dir=FOLDER) as folder:
         async with trio.open_nursery() as nursery:
             bench = Bench(Path(folder), nursery, MemoryStore(MINIO if minio else SEAWEEDFS))
             try:
                 await bench.upload("far/stays", b"stays")
-                rig = await bench.rig(ttl_s=ttl_s, limits=SMALL_LIMITS, seed=seed)
+                rig = await bench.rig(ttl_s=ttl_s, limits=SMALL_LIMITS, seed=seed, budget_bytes=budget_bytes)
                 world = World(bench, clock, rig)
                 world.tree.make("far", Node(stat.S_IFDIR | 0o755))
                 world.tree.make("far/stays", Node(stat.S_IFREG | 0o644, b"stays"))
@@ -427,10 +429,17 @@ async def run(script: list[tuple[str, tuple[Any, ...]]], ttl_s: float, minio: bo
                 await bench.close()
 
 
-def play(script: list[tuple[str, tuple[Any, ...]]], ttl_s: float, *, minio: bool, seed: int) -> None:
+def play(
+    script: list[tuple[str, tuple[Any, ...]]],
+    ttl_s: float,
+    *,
+    minio: bool,
+    seed: int,
+    budget_bytes: int | None = None,
+) -> None:
     """Runs a script; what fails is raised bare, so that hypothesis can tell one failure from another."""
     try:
-        trio.run(partial(run, script, ttl_s, minio, seed))
+        trio.run(partial(run, script, ttl_s, minio, seed, budget_bytes))
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup):
@@ -450,6 +459,15 @@ def test_model_where_listings_have_no_metadata(
     script: list[tuple[str, tuple[Any, ...]]], ttl_s: float, seed: int
 ) -> None:
     play(script, ttl_s, minio=False, seed=seed)
+
+
+@given(scripts, st.sampled_from([20_000, 60_000]), st.integers(0, 5))
+@settings(max_examples=EXAMPLES // 4, deadline=None, suppress_health_check=list(HealthCheck))
+def test_model_with_a_small_dirty_budget(
+    script: list[tuple[str, tuple[Any, ...]]], budget_bytes: int, seed: int
+) -> None:
+    """Files that are open are parked all the time."""
+    play(script, 1000.0, minio=True, seed=seed, budget_bytes=budget_bytes)
 
 
 #: Scripts that once failed, shortest form.

@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import BASE, HOLE, Layer, Piece, resolve
+from s3fuse.writing.overlay import Overlay, Parked, Range, pack
 
 SIZES = st.integers(0, 40)
 STEPS = st.lists(
     st.tuples(st.just("write"), SIZES, SIZES)
     | st.tuples(st.just("truncate"), SIZES, st.just(0))
-    | st.tuples(st.sampled_from(["push", "commit"]), st.just(0), st.just(0)),
+    | st.tuples(st.sampled_from(["push", "commit", "park"]), st.just(0), st.just(0)),
     max_size=20,
 )
+
+
+def places(pieces: list[Piece]) -> list[tuple[int, int, int]]:
+    return [(piece.source, piece.start, piece.stop) for piece in pieces]
 
 
 @dataclass
@@ -29,6 +34,8 @@ class File:
     layers: list[Layer] = field(default_factory=list)
     staged: list[bytearray] = field(default_factory=list)
     stamp: int = 0
+    overlay: Overlay | None = None
+    parked: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.seen = bytearray(self.base)
@@ -55,13 +62,39 @@ class File:
     def commit(self) -> None:
         """What is below the newest layer is uploaded and becomes the base."""
         below, top = self.layers[:-1], self.layers[-1]
-        size = below[-1].size_bytes if below else len(self.base)
-        self.base = self.read(resolve(below, len(self.base), 0, size))
+        if not below:
+            return
+        size = below[-1].size_bytes
+        self.base = self.read(resolve(below, len(self.base), 0, size, self.overlay))
+        self.overlay = None
         self.layers, self.staged = [top], self.staged[-1:]
+
+    def park(self) -> None:
+        """The bytes of the oldest layer go to objects of about ten bytes."""
+        if len(self.layers) < 2:
+            return
+        layer, staged = self.layers.pop(0), self.staged.pop(0)
+        ranges = []
+        for places in pack(layer.extents, layer.extents.total_bytes, 10):
+            key = f"object {len(self.parked)}"
+            data = b""
+            for start, stop in places:
+                ranges.append(Range(start, stop, Parked(key, "", 0, start - len(data))))
+                data += staged[start:stop]
+            self.parked[key] = data
+        under = self.overlay or Overlay(layer.below_bytes)
+        self.overlay = under.with_layer(layer.below_bytes, ranges)
+        assert self.overlay.objects() <= set(self.parked)
 
     def read(self, pieces: list[Piece]) -> bytearray:
         content = bytearray()
-        for source, start, stop in pieces:
+        for source, start, stop, parked in pieces:
+            if parked is not None:
+                data = self.parked[parked.key]
+                assert start - parked.shift >= 0
+                assert stop - parked.shift <= len(data)
+                content += data[start - parked.shift : stop - parked.shift]
+                continue
             where = self.base if source == BASE else bytearray(stop) if source == HOLE else self.staged[source]
             content += where[start:stop]
         return content
@@ -79,19 +112,21 @@ def test_every_byte_is_the_last_one_written(
             file.truncate(first)
         elif step == "push":
             file.push()
+        elif step == "park":
+            file.park()
         else:
             file.commit()
         size = file.layers[-1].size_bytes
         assert size == len(file.seen)
-        pieces = resolve(file.layers, len(file.base), 0, size)
+        pieces = resolve(file.layers, len(file.base), 0, size, file.overlay)
         assert file.read(pieces) == file.seen
-        assert all(before.source != after.source for before, after in pairwise(pieces))
-    part = resolve(file.layers, len(file.base), start, min(stop, len(file.seen)))
+        assert all(before[0::3] != after[0::3] for before, after in pairwise(pieces))
+    part = resolve(file.layers, len(file.base), start, min(stop, len(file.seen)), file.overlay)
     assert file.read(part) == file.seen[start:stop]
 
 
 def test_without_layers_the_base_shows_and_nothing_beyond_it() -> None:
-    assert resolve([], 10, 5, 15) == [(BASE, 5, 10), (HOLE, 10, 15)]
+    assert places(resolve([], 10, 5, 15)) == [(BASE, 5, 10), (HOLE, 10, 15)]
     assert resolve([], 0, 3, 3) == []
 
 
@@ -100,10 +135,10 @@ def test_cut_and_grown_again_shows_zeros() -> None:
     layer.truncate(10)
     layer.truncate(100)
     layer.write(50, 60)
-    assert resolve([layer], 100, 0, 100) == [(BASE, 0, 10), (HOLE, 10, 50), (0, 50, 60), (HOLE, 60, 100)]
+    assert places(resolve([layer], 100, 0, 100)) == [(BASE, 0, 10), (HOLE, 10, 50), (0, 50, 60), (HOLE, 60, 100)]
 
 
 def test_a_layer_shows_no_more_of_the_one_below_than_there_was() -> None:
     lower = Layer(0, Extents([(0, 20)]), 0, 20)
     upper = Layer(1, Extents([(5, 8)]), 12, 30)
-    assert resolve([lower, upper], 0, 0, 30) == [(0, 0, 5), (1, 5, 8), (0, 8, 12), (HOLE, 12, 30)]
+    assert places(resolve([lower, upper], 0, 0, 30)) == [(0, 0, 5), (1, 5, 8), (0, 8, 12), (HOLE, 12, 30)]
