@@ -74,6 +74,9 @@ class Budget:
         short = self._on_disk_bytes < self.limit_bytes and self._on_disk_bytes - self.staged_bytes < self._reserve_bytes
         return 1 << 62 if short else self.staged_bytes
 
+    def _most_bytes(self) -> int:
+        return min(self.limit_bytes, self._on_disk_bytes)
+
     def is_full(self, size: int) -> bool:
         """Whether `size` bytes more would be too many. One write is let through where nothing is staged."""
         self._unchecked_bytes += size
@@ -98,8 +101,8 @@ class Budget:
 
     def staged(self) -> None:
         """Something was staged: has large open files parked in good time."""
-        if not self._parking.wanted and 2 * self.staged_bytes > min(self.limit_bytes, self._on_disk_bytes):
-            self._park(self.limit_bytes // LARGE_PART)
+        if not self._parking.wanted and 2 * self.staged_bytes > self._most_bytes():
+            self._park(self._most_bytes() // LARGE_PART)
 
     async def wait(self, size: int) -> None:
         """Returns when `size` bytes more may be staged. Raises OSError where no room comes: ETIMEDOUT, ENOSPC."""
@@ -135,7 +138,7 @@ class Budget:
 
     def _park(self, least_bytes: int) -> None:
         """Has open files parked, those with most bytes first, until half the limit would be free."""
-        excess = self.staged_bytes - min(self.limit_bytes, self._on_disk_bytes) // 2
+        excess = self.staged_bytes - self._most_bytes() // 2
         for size, inode in sorted(self._open(), key=lambda found: found[0], reverse=True):
             if size < max(least_bytes, 1) or excess <= 0:
                 return
