@@ -40,7 +40,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup packages demo-packages demo demo-stop test crash check bench bench-report clean
+.PHONY: help setup packages demo-packages demo demo-stop test crash limits check bench bench-report clean
 
 help:
 	@echo "make setup      everything for work on s3fuse: packages, .venv, MinIO's server, fsx"
@@ -48,6 +48,7 @@ help:
 	echo "make demo-stop  ends it; its data stays in .demo"
 	echo "make test       all tests"
 	echo "make crash      kills of the daemon under load, KILLS=$(KILLS) of them, SEED=$(SEED)"
+	echo "make limits     4 GiB through a dirty budget of 64 MiB and a cache of 200 MiB"
 	echo "make check      ruff, mypy, import order"
 	echo "make clean      removes what make made in this directory"
 
@@ -157,6 +158,9 @@ bench-report: .venv/.for-bench
 
 crash: setup
 	@.venv/bin/python -m tests.crash --kills "$(KILLS)" --seed "$(SEED)"
+
+limits: setup
+	@S3FUSE_TEST_LIMIT_BYTES=$$((4 << 30)) .venv/bin/pytest -q tests/fuse/test_limits.py -k minio
 
 check: .venv/.for-tests
 	@.venv/bin/ruff check .

@@ -82,14 +82,14 @@ def _start(found: Range) -> int:
 def pack(ranges: Iterable[tuple[int, int]], total_bytes: int, pack_bytes: int) -> list[list[tuple[int, int]]]:
     """Divides ranges of `total_bytes` in all among objects of about equal size, none under `pack_bytes` if possible."""
     count = max(1, total_bytes // pack_bytes)
-    size = -(-total_bytes // count)
     packs: list[list[tuple[int, int]]] = [[]]
-    room = size
+    room = total_bytes // count
     for start, stop in ranges:
         while start < stop:
             if not room:
+                done = len(packs)
                 packs.append([])
-                room = size
+                room = total_bytes * (done + 1) // count - total_bytes * done // count
             end = min(stop, start + room)
             packs[-1].append((start, end))
             room -= end - start
