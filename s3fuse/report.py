@@ -33,6 +33,9 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     pending, cache, able = mount["pending"], mount["cache"], mount["capabilities"]
     facts.append(("to upload", f"{pending['files']} files, {pending['bytes']:,} bytes"))
     facts += [("", f"{i['name']}: {i['error'] or i['state']}") for i in pending["items"][:20]]
+    staged = f"{cache['staged_bytes']:,} of {cache['dirty_limit_bytes']:,} bytes"
+    waiting = cache["waiting_writers"]
+    facts.append(("staged", f"{staged}; {waiting} writes wait for room" if waiting else staged))
     facts.append(("memory", f"{cache['memory_bytes']:,} of {cache['memory_limit_bytes']:,} bytes"))
     facts.append(
         ("disk", f"{cache['disk_bytes']:,} of {cache['disk_limit_bytes']:,} bytes, {cache['disk_hits']:,} hits")
