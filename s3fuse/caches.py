@@ -21,7 +21,7 @@ from s3fuse.namespace.recovery import lost_folders
 from s3fuse.writing import wal
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.journal import Journal, locked
-from s3fuse.writing.layers import BASE, HOLE, resolve
+from s3fuse.writing.layers import BASE, resolve
 from s3fuse.writing.staging import SLAB, SLOT_BYTES
 
 if TYPE_CHECKING:
@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 
     from s3fuse.writing.checks import Read
     from s3fuse.writing.layers import Piece
+    from s3fuse.writing.overlay import Overlay
     from s3fuse.writing.rows import NodeRow, StagedLayer
 
 COPY_BYTES = 1 << 20
+
+
+#: Which bytes of a file are in temporary objects of the bucket, one range a line: start, stop, key, offset in it.
+PARKED_LIST = "parked"
 
 
 @dataclass
@@ -207,15 +212,23 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
         raise UserError(f"{destination} is not an empty directory; choose another")
     with locked(directory), _read(directory) as journal:
         destination.mkdir(parents=True, exist_ok=True)
-        layers = journal.layers()
+        layers, overlays = journal.layers(), journal.overlays()
         for row in journal.nodes():
-            yield _copy_row(directory, destination, row, layers.get(row.number, []), journal.store)
+            overlay = overlays.get(row.number)
+            yield _copy_row(directory, destination, row, layers.get(row.number, []), overlay, journal.store)
         for folder in lost_folders(directory):
             shutil.copytree(folder, destination / Path(folder).name)
             yield Copied(Path(folder).name, False, "staged bytes whose names the journal has lost, as they are")
 
 
-def _copy_row(directory: Path, destination: Path, row: NodeRow, layers: Sequence[StagedLayer], store: str) -> Copied:
+def _copy_row(
+    directory: Path,
+    destination: Path,
+    row: NodeRow,
+    layers: Sequence[StagedLayer],
+    overlay: Overlay | None,
+    store: str,
+) -> Copied:
     if row.key is None:
         return Copied(row.remote_key or "", True, "was deleted; nothing to copy")
     name = row.key.rstrip("/")
@@ -233,20 +246,28 @@ def _copy_row(directory: Path, destination: Path, row: NodeRow, layers: Sequence
         return Copied(row.key, True, f"its bytes are in the bucket, as {row.remote_key} of {store}; nothing to copy")
     if not stat.S_ISREG(row.mode):
         return Copied(row.key, False, "special file; not copied")
-    copied = _copy_file(directory, path, row, layers, store)
+    copied = _copy_file(directory, path, row, layers, overlay, store)
     if path.is_file():
         os.chmod(path, stat.S_IMODE(row.mode))
         os.utime(path, ns=(row.atime_ns, row.mtime_ns))
     return copied
 
 
-def _copy_file(directory: Path, path: Path, row: NodeRow, layers: Sequence[StagedLayer], store: str) -> Copied:
+def _copy_file(
+    directory: Path,
+    path: Path,
+    row: NodeRow,
+    layers: Sequence[StagedLayer],
+    overlay: Overlay | None,
+    store: str,
+) -> Copied:
     assert row.key is not None
     size = layers[-1].layer.size_bytes if layers else 0
-    pieces = resolve([staged.layer for staged in layers], row.remote_size or 0, 0, size)
+    pieces = resolve([staged.layer for staged in layers], row.remote_size or 0, 0, size, overlay)
     needs_base = any(piece.source == BASE for piece in pieces)
     damage = _damage(directory, row.number, layers)
-    if not needs_base and not damage:
+    parked = [(piece, piece.parked) for piece in pieces if piece.parked is not None]
+    if not needs_base and not parked and not damage:
         with path.open("xb") as file:
             file.truncate(size)  # what nobody wrote is zeros, as it was on the mount
             for start, data in _known(directory, row.number, layers, pieces):
@@ -257,6 +278,10 @@ def _copy_file(directory: Path, path: Path, row: NodeRow, layers: Sequence[Stage
     for start, data in _known(directory, row.number, layers, pieces):
         (folder / str(start)).write_bytes(data)
     missing = f"the rest is in the bucket, {row.remote_key} version {row.remote_etag} of {store}" if needs_base else ""
+    if parked:
+        lines = [f"{piece.start} {piece.stop} {at.key} {piece.start - at.shift}\n" for piece, at in parked]
+        (folder / PARKED_LIST).write_text("".join(lines))
+        missing = f"{missing}; some is in objects of {store} that {PARKED_LIST} there lists".removeprefix("; ")
     text = "; ".join(filter(None, (missing, damage)))
     return Copied(
         row.key, False, f"not whole ({text}): its staged bytes are in {folder}, each file named by its offset"
@@ -270,8 +295,8 @@ def _known(
     readers: Mapping[int, tuple[Segments, Read]] = {
         index: (Segments(staged.segments), _reader(directory, number, staged)) for index, staged in enumerate(layers)
     }
-    for source, start, stop in pieces:
-        if source in (BASE, HOLE):
+    for source, start, stop, _ in pieces:
+        if source < 0:
             continue
         segments, read = readers[source]
         for segment in segments:

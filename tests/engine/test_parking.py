@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from s3fuse import keys
+from s3fuse import caches, keys
 from s3fuse.store.faulty import refused
 from s3fuse.vfs import budget
 from tests.engine.rig import SMALL_LIMITS, Bench, Rig, until
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 KIB = 1 << 10
 BUDGET = 64 * KIB
@@ -289,3 +293,20 @@ async def test_crash_again_and_again(bench: Bench) -> None:
     await rig.drained()
     assert bench.contents() == {"f": bytes(writer.data)}
     rig.check_clean()
+
+
+async def test_copied_out_with_a_list_of_what_is_parked(bench: Bench, tmp_path: Path) -> None:
+    rig = await small(bench)
+    writer = await create(rig)
+    await writer.stream(5 * BUDGET)
+    await rig.crash()
+    (copied,) = [one for one in caches.copy_out(rig.cache, tmp_path / "out") if one.name == "f"]
+    assert not copied.whole
+    found = bytearray(len(writer.data))
+    for path in (tmp_path / "out/f.parts").iterdir():
+        if path.name != caches.PARKED_LIST:
+            found[int(path.name) : int(path.name) + path.stat().st_size] = path.read_bytes()
+    for line in (tmp_path / "out/f.parts" / caches.PARKED_LIST).read_text().splitlines():
+        start, stop, key, offset = line.split()
+        found[int(start) : int(stop)] = bench.data(key)[int(offset) :][: int(stop) - int(start)]
+    assert found == writer.data
