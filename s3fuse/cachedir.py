@@ -27,6 +27,8 @@ def reserve_bytes(directory: Path) -> int:
 def disk_tier(config: MountConfig, directory: Path, staged_bytes: Callable[[], int]) -> DiskTier | None:
     """The disk tier of a mount below its cache directory; None where `--cache-size` is 0, and then nothing is there."""
     blocks = directory / BLOCKS
+    if config.ephemeral:
+        return None
     if not config.cache_size_bytes:
         shutil.rmtree(blocks, ignore_errors=True)
         return None

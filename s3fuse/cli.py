@@ -54,7 +54,8 @@ run_option = grouped("Running it")
 @limit_option("--cache-dir", type=FilePath(), help="Where the journal and staged files are kept.")
 @limit_option("--cache-size", type=Size(), default="10GiB", show_default=True, help="Most disk for the cache.")
 @limit_option("--memory", type=Size(), default="256MiB", show_default=True, help="Most memory for cached blocks.")
-@limit_option("--dirty-size", type=Size(), default="4GiB", show_default=True, help="Most staged bytes; writers wait.")
+@limit_option("--dirty-size", type=Size(), help="Most staged bytes; writers wait (4GiB, with --ephemeral 256MiB).")
+@limit_option("--ephemeral", is_flag=True, help="Keep everything in memory: a crash loses what is not uploaded.")
 @limit_option("--max-requests", type=int, default=32, show_default=True, help="Most S3 requests at once.")
 @bucket_option("--close", type=WHERE, default="local", show_default=True, help="Where data is when close(2) returns.")
 @bucket_option("--fsync", type=WHERE, default="upload", show_default=True, help="Where data is when fsync(2) returns.")
@@ -91,7 +92,7 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> No
         alias=place.alias,
         cache_size_bytes=options.pop("cache_size"),
         memory_bytes=options.pop("memory"),
-        dirty_size_bytes=options.pop("dirty_size"),
+        dirty_size_bytes=options.pop("dirty_size") or (256 << 20 if options["ephemeral"] else 4 << 30),
         drain_timeout_s=options.pop("drain_timeout"),
         ca_file=ca_file and str(ca_file),
         attr_ttl_s=options.pop("attr_ttl"),
@@ -140,7 +141,7 @@ def _wait_for_drain(settings: config.MountConfig) -> None:
 
     Raises UserError where that takes longer than the drain timeout.
     """
-    if not control.mounts():
+    if settings.ephemeral or not control.mounts():
         return
     from s3fuse import credentials
 

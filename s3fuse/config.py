@@ -100,6 +100,7 @@ class MountConfig:
     credentials_file: Path | None = None
     ca_file: str | None = None
     cache_dir: Path | None = None
+    ephemeral: bool = False
     cache_size_bytes: int = 10 << 30
     memory_bytes: int = 256 << 20
     dirty_size_bytes: int = 4 << 30
@@ -123,6 +124,11 @@ class MountConfig:
         self._at_least("--memory", self.memory_bytes, 16 << 20, "16MiB")
         self._at_least("--dirty-size", self.dirty_size_bytes, 1 << 20, "1MiB")
         self._at_least("--max-requests", self.max_requests, 2, "2")
+
+        if self.ephemeral and self.cache_dir is not None:
+            raise usage("--cache-dir", str(self.cache_dir), "no value with --ephemeral, which keeps nothing on disk")
+        if self.ephemeral and self.fsync == "local":
+            raise usage("--fsync", "local", "only upload with --ephemeral, which keeps nothing on disk")
 
     @staticmethod
     def _at_least(option: str, value: int, least: int, text: str) -> None:

@@ -35,6 +35,7 @@ from s3fuse.reading.blocks import BlockCache
 from s3fuse.store.s3 import S3Store
 from s3fuse.vfs.budget import Budget
 from s3fuse.vfs.core import Core
+from s3fuse.writing.ephemeral import MemoryJournal, MemoryStaging
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.staging import Staging
 
@@ -73,7 +74,8 @@ async def _serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
     )
     try:
         capabilities = await _check_bucket(config, store, where.endpoint)
-        journal = Journal(config.cache_path(where.endpoint), f"{where.endpoint}/{config.bucket}/{config.prefix}")
+        name = f"{where.endpoint}/{config.bucket}/{config.prefix}"
+        journal = MemoryJournal(name) if config.ephemeral else Journal(config.cache_path(where.endpoint), name)
         try:
             async with trio.open_nursery() as nursery:
                 mount = Mount(config, where.endpoint, store, capabilities, journal, nursery)
@@ -148,18 +150,18 @@ class Mount:
         inodes.root.attributes_known = False
         changes = Changes(inodes, self.journal)
         directories = Directories(inodes, self.store, defaults, config.attr_ttl_s)
-        staging = Staging(self.journal.directory / "staging", self.journal)
+        folder = None if config.ephemeral else self.journal.directory
+        staging = MemoryStaging(self.journal) if folder is None else Staging(folder / "staging", self.journal)
         syncer = Syncer(self.store, inodes, changes, directories, workers=max(2, config.max_requests // 2))
         disk = disk_tier(config, self.journal.directory, lambda: self.core.budget.taken_bytes())
         blocks = BlockCache(self.store, self.nursery, config.memory_bytes, disk)
-        folder = self.journal.directory
         budget = Budget(
             config.dirty_size_bytes,
             staging,
             changes,
             syncer.parking,
             folder,
-            reserve_bytes(folder),
+            0 if folder is None else reserve_bytes(folder),
             disk.make_room if disk is not None else lambda: None,
         )
         self.core = Core(config, inodes, directories, changes, staging, syncer, blocks, budget)
@@ -218,6 +220,8 @@ class Mount:
         await trio.to_thread.run_sync(os.stat, self.config.mountpoint)
         kernel.set_read_ahead(self.config.mountpoint, READ_AHEAD_KIB)  # the handshake would have put it back
         log.info("mounted %s on %s", self._source(), self.config.mountpoint)
+        if self.config.ephemeral:
+            log.info("kept in memory only: a crash loses what is not uploaded")
         ready()
 
     async def _end(self) -> ExitCode:
@@ -316,6 +320,7 @@ class Mount:
             "hidden_keys": sum(core.directories.hidden.values()),
             "cache": {
                 "directory": str(self.journal.directory),
+                "ephemeral": self.config.ephemeral,
                 "lost": lost_folders(self.journal.directory),
                 "memory_bytes": core.blocks.used_bytes,
                 "memory_limit_bytes": core.blocks.limit_bytes,

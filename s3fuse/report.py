@@ -40,7 +40,8 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(
         ("disk", f"{cache['disk_bytes']:,} of {cache['disk_limit_bytes']:,} bytes, {cache['disk_hits']:,} hits")
     )
-    facts.append(("cache", cache["directory"]))
+    kept = "kept in memory only: a crash loses what is not uploaded"
+    facts.append(("cache", kept if cache.get("ephemeral") else cache["directory"]))
     facts += [("", f"staged bytes of which the journal lost track: {folder}") for folder in cache.get("lost", ())]
     facts.append(("server", f"{able['server']}; conflicts are checked: {able['conflict_check']}"))
     facts += [("conflict", text) for text in mount["conflicts"]]

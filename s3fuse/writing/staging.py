@@ -50,9 +50,7 @@ class Staging:
         self.journal = journal
         self._session = secrets.token_hex(6)
         self._tokens = 0
-        directory.mkdir(exist_ok=True, mode=0o700)
-        self.slab = os.open(directory / SLAB, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        sync_new_directory(directory)
+        self.slab = self._open_slab()
         self.open_files: set[DirtyFile] = set()  # those with staging files of their own that are open
         self.freed = trio.Event()  # set whenever staged bytes go
         self.abandon: Callable[[Temporary], None] = lambda temporary: None  # gets parked objects that nobody needs
@@ -70,6 +68,21 @@ class Staging:
         if value < self._staged_bytes:
             self.freed.set()
         self._staged_bytes = value
+
+    def _open_slab(self) -> int:
+        self.directory.mkdir(exist_ok=True, mode=0o700)
+        slab = os.open(self.directory / SLAB, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        sync_new_directory(self.directory)
+        return slab
+
+    def own_place(self, number: int, generation: int) -> tuple[int, int] | None:
+        """Descriptor and offset for a layer that has no slot; None: it has a file of its own, at `path`."""
+        return None
+
+    def drop_own(self, number: int, generation: int) -> None:
+        """Removes the bytes of a layer that has no slot."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path(number, generation))
 
     def path(self, number: int, generation: int) -> str:
         return os.path.join(self.directory, f"{number}.{generation}")
@@ -320,10 +333,10 @@ class DirtyFile:
         generation = layer.generation
         slot = self._slots.pop(generation)
         try:
-            fd, _ = self._place(generation)
+            fd, base = self._place(generation)
             for start, stop in layer.extents:
                 data = os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)
-                if os.pwrite(fd, data, start) != len(data):
+                if os.pwrite(fd, data, base + start) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.staging.path(self.number, generation))
             if generation in self._homes:
                 self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
@@ -331,7 +344,7 @@ class DirtyFile:
             self._slots[generation] = slot
             if generation in self._fds:
                 os.close(self._fds.pop(generation))
-                os.unlink(self.staging.path(self.number, generation))
+            self.staging.drop_own(self.number, generation)
             raise
         self._spills += 1
         self.staging.give_slot(slot)
@@ -409,14 +422,16 @@ class DirtyFile:
             os.close(fd)
             if not self._fds:
                 self.staging.open_files.discard(self)
-        with suppress(FileNotFoundError):
-            os.unlink(self.staging.path(self.number, generation))
+        self.staging.drop_own(self.number, generation)
 
     def _place(self, generation: int) -> tuple[int, int]:
         """The descriptor and the offset in it where the layer's bytes begin."""
         slot = self._slots.get(generation)
         if slot is not None:
             return self.staging.slab, slot * SLOT_BYTES
+        own = self.staging.own_place(self.number, generation)
+        if own is not None:
+            return own
         fd = self._fds.get(generation)
         if fd is None:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC

@@ -28,6 +28,7 @@ from s3fuse.store.memory import MemoryStore
 from s3fuse.vfs.attributes import AttributeOperations, Wanted
 from s3fuse.vfs.files import Files
 from s3fuse.vfs.names import Names
+from s3fuse.writing.ephemeral import MemoryJournal
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.plan import Limits
 
@@ -105,6 +106,7 @@ class Rig:
     limits: Limits = field(default_factory=Limits)
     seed: int | None = None
     paused: bool = False  # the syncer does not run
+    ephemeral: bool = False
 
     async def start(self) -> Rig:
         self.line = Line(self.store, seed=self.seed)
@@ -118,14 +120,16 @@ class Rig:
             mountpoint=Path("/nowhere"),
             bucket="bucket",
             prefix=self.prefix,
-            cache_dir=self.cache,
+            cache_dir=None if self.ephemeral else self.cache,
+            ephemeral=self.ephemeral,
             attr_ttl_s=self.ttl_s,
             fsync="local" if self.fsync_to == "local" else "upload",
             dirty_size_bytes=self.dirty_size_bytes,
             memory_bytes=self.memory_bytes,
             cache_size_bytes=0,
         )
-        journal = Journal(config.cache_path("memory"), f"memory/bucket/{self.prefix}")
+        name = f"memory/bucket/{self.prefix}"
+        journal = MemoryJournal(name) if self.ephemeral else Journal(self.cache, name)
         try:
             async with trio.open_nursery() as nursery:
                 store = cast("S3Store", self.line)

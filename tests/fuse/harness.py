@@ -234,7 +234,8 @@ class Mount:
         return self.mountpoint
 
     def command(self, *more: str) -> list[str]:
-        where = ["--cache-dir", str(self.cache), "--log-file", str(self.log)]
+        where = [] if "--ephemeral" in self.options else ["--cache-dir", str(self.cache)]
+        where += ["--log-file", str(self.log)]
         return [S3FUSE, "mount", *where, *self.options, *more, self.bucket, str(self.mountpoint)]
 
     def start(self, *more: str, timeout_s: float = 30) -> Mount:

@@ -1,0 +1,45 @@
+"""`--ephemeral` on a real mount: no file of ours anywhere, and the status says so."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.fuse.harness import S3FUSE, free_environment, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.fuse.harness import Bucket, Mounts
+    from tests.servers import Server
+
+
+@pytest.mark.timeout(180)
+def test_nothing_on_disk(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    mount = mounts.new(server, "--ephemeral", "--dirty-size", "8MiB", "--memory", "32MiB")
+    body = random.Random(1).randbytes(40 << 20)
+    (mount.path / "secret").write_bytes(b"secret")
+    (mount.path / "large").write_bytes(body)
+    open_files = [os.readlink(f"/proc/{mount.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{mount.pid}/fd")]
+    kept = [name for name in open_files if name.startswith("/") and not name.startswith(("/dev/", "/memfd:"))]
+    assert set(kept) <= {str(mount.log)}
+    status = mount.status()
+    assert status["cache"]["ephemeral"]
+    assert "kept in memory only" in run(S3FUSE, "status", mount.path, env=free_environment()).stdout
+    assert "a crash loses what is not uploaded" in mount.log_text()
+    mount.flush()
+    bucket = buckets(server, mount.bucket)
+    assert bucket.get("secret") == b"secret"
+    assert bucket.digest("large") == hashlib.sha256(body).hexdigest()
+    assert mount.memory_peak_bytes() < (32 + 8 + 160) << 20
+    mount.stop()
+    assert not (tmp_path / "caches").exists()
+    assert not mount.cache.exists()
