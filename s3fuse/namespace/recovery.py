@@ -145,6 +145,7 @@ def _restore(inode: Inode, row: NodeRow, staging: Staging, layers: list[StagedLa
     inode.data = DirtyFile.recovered(staging, row.number, base_bytes, layers)
     inode.size = inode.data.size
     inode.data.check_lengths()
+    inode.data.close()
     if inode.data.damaged:
         inode.error = inode.data.damaged
         log.error("%s: %s; it stays in %s", row.key, inode.error, staging.directory)

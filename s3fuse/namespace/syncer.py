@@ -149,6 +149,8 @@ class Syncer:
         finally:
             for inode in batch:
                 self._busy -= self.changes.in_flight.pop(inode.number)
+                if inode.data is not None and not inode.opens:
+                    inode.data.close()  # however many files wait for another attempt
             self._slots.release_on_behalf_of(first)
 
     def _postpone(self, inode: Inode, error: Exception) -> None:

@@ -30,6 +30,8 @@ STALL_S = 300.0
 OTHERS_STALL_S = 10.0
 #: How often a waiting writer looks by itself.
 LOOK_S = 1.0
+#: How often, at most, everything dirty is gone through for what could leave.
+PUSH_S = 0.05
 #: The disk is looked at again after so many bytes; the reserve is never smaller than this.
 CHECK_BYTES = 4 << 20
 #: Below half the limit, no file with less than this part of the limit is parked.
@@ -55,6 +57,7 @@ class Budget:
         self.limit_bytes = limit_bytes
         self.extra_bytes = 0  # how far above the limit it may be: while the mount ends, what the kernel may hold
         self.waiting = 0  # writers
+        self._next_push = 0.0
         self.handles: Mapping[int, Handle] = {}
         self._staging = staging
         self._changes = changes
@@ -110,7 +113,8 @@ class Budget:
         try:
             since, before = time.monotonic(), self.staged_bytes
             while self.is_full(size):
-                self._make_room()
+                if time.monotonic() >= self._next_push:
+                    self._make_room()
                 self._staging.freed = trio.Event()
                 with trio.move_on_after(LOOK_S if self.staged_bytes else LOOK_S / 20):
                     await self._staging.freed.wait()
@@ -131,6 +135,7 @@ class Budget:
             )
 
     def _make_room(self) -> None:
+        self._next_push = time.monotonic() + PUSH_S
         for inode in self._changes.dirty.values():
             if inode.data is not None and not inode.writers and inode.error is None:
                 self._changes.hasten(inode)

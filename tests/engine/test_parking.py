@@ -310,3 +310,17 @@ async def test_copied_out_with_a_list_of_what_is_parked(bench: Bench, tmp_path: 
         start, stop, key, offset = line.split()
         found[int(start) : int(stop)] = bench.data(key)[int(offset) :][: int(stop) - int(start)]
     assert found == writer.data
+
+
+async def test_no_descriptors_are_held_for_files_that_wait(bench: Bench) -> None:
+    rig = await bench.rig()
+    for n in range(40):
+        await rig.put(f"f{n}", bytes([n]) * 70_000)
+    rig.line.cut = True
+    assert len(await rig.drain()) == 40
+    assert rig.core.staging.open_files == set()
+    await rig.restart()
+    assert rig.core.staging.open_files == set()
+    await rig.drained()
+    assert bench.contents() == {f"f{n}": bytes([n]) * 70_000 for n in range(40)}
+    rig.check_clean()
