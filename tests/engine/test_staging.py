@@ -416,3 +416,12 @@ async def test_drain_ends_where_staging_is_damaged(bench: Bench, expected_log: l
     with trio.fail_after(3):
         failed = await rig.core.syncer.drain()
     assert [inode.name for inode in failed] == ["big"]
+
+
+def test_an_empty_layer_in_a_slot_that_the_slab_does_not_reach_is_whole(place: Place) -> None:
+    first, second = place.file(5), place.file(6)
+    first.truncate(10)
+    second.truncate(10)
+    [_, again] = place.restart(5, 6)
+    again.check_lengths()
+    assert again.damaged == ""
