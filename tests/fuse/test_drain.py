@@ -194,7 +194,7 @@ def test_end_while_a_writer_waits_for_room(own_server: Server, mounts: Mounts, b
     with foreground(mount) as daemon:
         os.listdir(mount.path)
         with silent(own_server):
-            (mount.path / "full").write_bytes(bytes(2 << 20))
+            (mount.path / "full").write_bytes(bytes(1 << 20))
             with subprocess.Popen(
                 [sys.executable, "-c", code, mount.path / "more"], stderr=subprocess.DEVNULL
             ) as writer:
@@ -206,5 +206,5 @@ def test_end_while_a_writer_waits_for_room(own_server: Server, mounts: Mounts, b
     mount.start()
     mount.flush()
     bucket = buckets(own_server, mount.bucket)
-    assert bucket.get("full") == bytes(2 << 20)
+    assert bucket.get("full") == bytes(1 << 20)
     assert set(bucket.get("more")) == {0}

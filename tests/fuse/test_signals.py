@@ -119,14 +119,14 @@ def test_signals_while_there_is_no_room(own_server: Server, mounts: Mounts, buck
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         for mount, (number, handled) in zip(made, SIGNALS, strict=True):
-            (mount.path / "full").write_bytes(bytes(2 << 20))
+            (mount.path / "full").write_bytes(bytes(1 << 20))
             interrupted(mount, "write", mount.path / "file", number, handled)
     finally:
         os.kill(own_server.pid, signal.SIGCONT)
     for mount in made:
         mount.flush()
         bucket = buckets(own_server, mount.bucket)
-        assert bucket.get("full") == bytes(2 << 20)
+        assert bucket.get("full") == bytes(1 << 20)
         body = bucket.get("file")
         assert body == bytes(len(body))
         assert len(body) > 0
