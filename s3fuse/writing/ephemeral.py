@@ -14,7 +14,7 @@ from s3fuse.writing.staging import Staging
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from s3fuse.writing.journal import StagedLayer
+    from s3fuse.writing.rows import StagedLayer
 
 #: Each layer with more than a slot has a region of one sparse file in memory; a file has at most 5 TiB.
 REGION_BITS = 43
