@@ -32,6 +32,8 @@ class StoreError(Exception):
 
     #: The same request may succeed later without anybody changing anything.
     transient = False
+    #: What somebody has to give before it can succeed, for `status`.
+    needs = ""
 
     def __init__(self, message: str, key: str = "") -> None:
         super().__init__(message)
@@ -45,13 +47,30 @@ class NotFound(StoreError):
 class NoSuchBucket(StoreError):
     """The bucket does not exist (or was deleted while mounted)."""
 
+    needs = "the bucket"
+
 
 class PreconditionFailed(StoreError):
     """The object is not the version the request was conditional on (412), or exists already."""
 
 
 class AccessDenied(StoreError):
-    """The server refused the credentials or the permission (401, 403)."""
+    """The server refused the permission (403)."""
+
+    needs = "permission"
+
+
+class NeedsCredentials(AccessDenied):
+    """The server refused the keys themselves: unknown, wrong or expired; or there are none."""
+
+    needs = "credentials"
+
+
+class ClockSkew(StoreError):
+    """The server refused the time of a request, also after the clock was set by its Date header."""
+
+    transient = True
+    needs = "the right time on this host and on the server"
 
 
 class Refused(StoreError):

@@ -179,6 +179,7 @@ class Mount:
         try:
             pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
             self.nursery.start_soon(self.core.syncer.run)
+            self.nursery.start_soon(self.store.health.watch, self.store.ping)
             if self.core.blocks.disk is not None:
                 self.nursery.start_soon(self.core.blocks.disk.run)
             self.nursery.start_soon(keep_up, self.core.changes, self.core.staging, self.core.syncer.uploads)
@@ -315,6 +316,7 @@ class Mount:
                 "recovered_at_start": self.recovered,
             },
             "waiting_calls": waits.waiting(),
+            "server": self.store.health.summary(),
             "last_error": core.syncer.last_error,
             "conflicts": list(core.syncer.conflicts.resolved),
             "hidden_keys": sum(core.directories.hidden.values()),

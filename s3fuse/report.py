@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from rich.console import Console
@@ -43,10 +44,23 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     kept = "kept in memory only: a crash loses what is not uploaded"
     facts.append(("cache", kept if cache.get("ephemeral") else cache["directory"]))
     facts += [("", f"staged bytes of which the journal lost track: {folder}") for folder in cache.get("lost", ())]
-    facts.append(("server", f"{able['server']}; conflicts are checked: {able['conflict_check']}"))
+    facts.append(("server", f"{able['server']}, {_server(mount['server'])}"))
+    facts.append(("conflicts", f"checked: {able['conflict_check']}"))
     facts += [("conflict", text) for text in mount["conflicts"]]
     if mount["hidden_keys"]:
         facts.append(("hidden keys", str(mount["hidden_keys"])))
     if mount["last_error"]:
         facts.append(("last error", mount["last_error"]))
+    server = mount["server"]
+    if server["last_error"]:
+        facts.append(("server's error", f"{_time(server['last_error_at'])}: {server['last_error']}"))
     return facts
+
+
+def _server(server: dict[str, Any]) -> str:
+    state = f"{server['state']} since {_time(server['since'])}"
+    return f"{state}, needs {server['needs']}" if server["needs"] else state
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

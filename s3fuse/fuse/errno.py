@@ -22,6 +22,8 @@ ERRNO: dict[type[errors.StoreError], int] = {
     errors.NoSuchBucket: errno.EIO,
     errors.PreconditionFailed: errno.ESTALE,
     errors.AccessDenied: errno.EACCES,
+    errors.NeedsCredentials: errno.EACCES,
+    errors.ClockSkew: errno.EIO,
     errors.Refused: errno.EIO,
     errors.Unsupported: errno.EOPNOTSUPP,
     errors.Unavailable: errno.ETIMEDOUT,

@@ -34,6 +34,12 @@ SETTLE_S = 1.0
 GATHER_S = 0.1
 
 
+def tokens(inode: Inode) -> list[str]:
+    """What objects may carry that operations on the inode wrote that are not known to have happened."""
+    written = inode.data.tokens[:1] if inode.data is not None else []
+    return [token for token in (*written, inode.token) if token]
+
+
 class Changes:
     """The set of dirty inodes of one mount."""
 
@@ -111,7 +117,7 @@ class Changes:
         Not where the inode's own object is: bytes of the file may be there only.
         """
         if inode.maybe_at is not None and (inode.remote is None or inode.remote.key != inode.maybe_at):
-            self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: self.token(inode)}, {}))
+            self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: ",".join(tokens(inode))}, {}))
             inode.maybe_at = None
 
     @staticmethod
@@ -122,7 +128,7 @@ class Changes:
     def orphan(self, remote: ObjectInfo) -> None:
         """Gives an object that nobody wants any more to an inode without a name, so that it is hidden and deleted.
 
-        Without an etag it is deleted only if it carries the token in `remote.metadata`.
+        Without an etag it is deleted only if it carries one of the tokens in `remote.metadata`.
         """
         inode = self.inodes.add_orphan(Attributes(stat.S_IFREG, 0, 0, 0, 0, 0))
         inode.remote = remote

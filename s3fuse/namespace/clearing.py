@@ -9,6 +9,7 @@ from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.deletes import Behind
+from s3fuse.namespace.doubts import carries, settle
 from s3fuse.store.base import ANY, ObjectInfo
 from s3fuse.writing.upload import Target, copy_whole
 
@@ -90,7 +91,9 @@ class Clearing:
         if not other.linked:
             if not other.remote.etag and not other.is_directory:
                 await self._look_at_doubtful(other, other.remote)
-            elif other.opens:
+            else:
+                await settle(self.store, self.changes, other)
+            if other.opens and other.remote is not None:
                 await self._set_aside(other)
             return
         if self._in_circle(inode, other):
@@ -105,7 +108,7 @@ class Clearing:
         info = await look(self.store, remote.key)
         if other.remote is not remote:
             return
-        if info is not None and (info.metadata or {}).get(TOKEN) == (remote.metadata or {}).get(TOKEN):
+        if info is not None and carries(info, (remote.metadata or {}).get(TOKEN, "").split(",")):
             other.remote = info
             return
         with self.changes.journal.transaction():
@@ -127,6 +130,7 @@ class Clearing:
 
     async def _set_aside(self, other: Inode) -> None:
         """Copies the object to a temporary key; its old key then belongs to nobody and may be overwritten."""
+        await settle(self.store, self.changes, other)
         source = await kept(self.store, other)
         assert source is not None
         key = keys.temporary_key(self.inodes.prefix)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
-from s3fuse.namespace.changes import TOKEN, Changes
 from s3fuse.namespace.clearing import look
+from s3fuse.namespace.doubts import adopt, carries
 from s3fuse.writing.layers import BASE
 
 if TYPE_CHECKING:
+    from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import ObjectInfo, Store
 
@@ -41,17 +42,15 @@ class Conflicts:
         """
         info = await look(self.store, key)
         data = inode.data
-        if info is not None and self._carries(info, self.changes.token(inode)):
+        if inode.is_directory:  # its marker holds nothing that could be lost: it is written anew
+            self._forget_remote(inode)
+            self._again(inode)
+            return None
+        if info is not None and carries(info, [self.changes.token(inode)]):
             return info
         earlier = [] if data is None else data.outdated_tokens
-        if info is not None and (
-            (inode.remote is None and self._carries(info, inode.token))
-            or any(self._carries(info, token) for token in earlier)
-        ):
-            inode.remote = info  # an earlier operation of ours, whose answer was lost: this one comes on top of it
-            if data is not None:
-                data.base_bytes = info.size_bytes
-            self._again(inode)
+        if info is not None and carries(info, [inode.token, *earlier]) and not self._is_known(inode, info):
+            self._come_on_top(inode, info)
             return None
         if data is None or not data.layers:
             await self._object_changed(inode, key, info)
@@ -65,8 +64,20 @@ class Conflicts:
         return None
 
     @staticmethod
-    def _carries(info: ObjectInfo, token: str) -> bool:
-        return (info.metadata or {}).get(TOKEN) == token
+    def _is_known(inode: Inode, info: ObjectInfo) -> bool:
+        return inode.remote is not None and (inode.remote.key, inode.remote.etag) == (info.key, info.etag)
+
+    def _come_on_top(self, inode: Inode, info: ObjectInfo) -> None:
+        """An earlier operation of ours, whose answer was lost, has written the object: this one follows it."""
+        before = inode.remote
+        with self.changes.journal.transaction():
+            if before is not None and before.key != info.key:
+                self.inodes.settle(before.key, inode)
+                self.changes.orphan(before)
+            adopt(self.changes, inode, info)
+            if inode.data is not None:
+                inode.data.base_bytes = info.size_bytes
+        self.changes.queue(inode)
 
     async def _object_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
         """Only name or attributes changed here, and the object was changed elsewhere: they go onto its new version."""

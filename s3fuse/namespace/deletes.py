@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.errors import NotFound
-from s3fuse.namespace.changes import TOKEN
+from s3fuse.namespace.changes import TOKEN, tokens
+from s3fuse.namespace.doubts import carries
 from s3fuse.writing.upload import first_failure
 
 if TYPE_CHECKING:
@@ -111,18 +112,12 @@ class Deletes:
         ours = [key for key in ready if key.endswith("/")]
         for key, info in there.items():
             remote = files[key]
-            if info.etag == remote.etag or (info.metadata or {}).get(TOKEN) in self._tokens(ready[key], remote):
+            written = tokens(ready[key]) if remote.etag else (remote.metadata or {}).get(TOKEN, "").split(",")
+            if info.etag == remote.etag or carries(info, written):
                 ours.append(key)
             else:
                 log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
         return sorted(ours, reverse=True)
-
-    def _tokens(self, inode: Inode, remote: ObjectInfo) -> set[str]:
-        """What another version may carry that this mount wrote in an operation whose outcome it does not know."""
-        tokens = set() if remote.etag else {(remote.metadata or {}).get(TOKEN, "")}
-        if inode.maybe_at == remote.key:
-            tokens.add(self.changes.token(inode))
-        return tokens - {""}
 
     async def _look(
         self, folder: str, keys: list[str], files: Mapping[str, ObjectInfo], there: dict[str, ObjectInfo]
@@ -131,7 +126,9 @@ class Deletes:
         left = list(keys)
         while len(left) >= LISTED_KEYS:
             page = await self.store.list_page(folder, start_after=left[0][:-1])
-            there.update((info.key, info) for info in page.objects if info.key in files and files[info.key].etag)
+            # Another etag may be of an operation of ours, which only the object's metadata tells.
+            known = (info for info in page.objects if info.key in files)
+            there.update((info.key, info) for info in known if info.etag == files[info.key].etag)
             # Each round decides some, whatever the page shows: keys far apart in a large folder are asked for singly.
             await self._look_singly(left[:LISTED_KEYS], there)
             left = [key for key in left[LISTED_KEYS:] if key not in there]

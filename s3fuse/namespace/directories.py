@@ -13,20 +13,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
 from s3fuse import keys, waits
-from s3fuse.errors import NotFound, StoreError
-from s3fuse.namespace.inodes import Listing
+from s3fuse.errors import NeedsCredentials, NotFound, StoreError, Unavailable
+from s3fuse.namespace.inodes import Inode, Listing
 from s3fuse.namespace.merge import Merge
+from s3fuse.writing.upload import first_failure
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable
 
     from s3fuse import attrs
-    from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.namespace.inodes import Inodes
     from s3fuse.store.base import Page, Store
 
 log = logging.getLogger(__name__)
@@ -65,7 +67,9 @@ class Directories:
         self.ttl_s = ttl_s
         self.hidden: Counter[str] = Counter()  # directory key -> names that cannot be shown
         self._away_until = 0.0  # the server did not answer: until then it is not asked about what is known
+        self._believed: dict[Inode | Listing, bool] = {}  # what is used without an answer, and whether it was outdated
         self._loaded: dict[int, _Loading] = {}
+        store.health.on_recovery(self._ask_again)
 
     # -- what callers ask
 
@@ -78,39 +82,78 @@ class Directories:
             known_absent = listing.complete and now < listing.valid_until and name not in directory.children
             if known_absent or listing.absent.get(name, 0.0) > now:
                 return None
-            await self._ask(directory.children.get(name) or listing, self._find(directory, name))
+            await self._ask(directory.children.get(name) or listing, partial(self._find, directory, name))
             child = directory.children.get(name)
         if child is not None and (child.outdated or not child.attributes_known):
-            await self._ask(child, self.learn(child))
+            await self._ask(child, partial(self.learn, child))
             child = directory.children.get(name)
         return child
 
     async def _ask(
-        self, known: Inode | Listing | None, question: Coroutine[Any, Any, None], patience_s: float = PATIENCE_S
+        self, known: Inode | Listing | None, question: Callable[[], Awaitable[None]], patience_s: float = PATIENCE_S
     ) -> None:
         """Asks the bucket about an inode, or about a name that the last listing of its directory did not have.
 
-        While the bucket does not answer, what was known stays good, so that cached data is served and files are made.
+        While the server is away, or takes our keys no longer, what was known stays good, so that cached data is served
+        and files are made. Where it
+        answers others, an inode that is known stays so, but that a name is not there is no longer said: somebody may
+        have made it since.
         """
         if known is None or not (known.complete if isinstance(known, Listing) else known.attributes_known):
             with waits.interruptible():
-                await question
+                await question()
             return
-        if time.monotonic() < self._away_until:
-            question.close()
-        else:
-            try:
-                with waits.interruptible(), trio.fail_after(patience_s):
-                    await question
-                return
-            except (StoreError, trio.TooSlowError) as error:
-                if isinstance(error, StoreError) and not error.transient:
-                    raise
-                log.info("what is known may be out of date: %s", str(error) or "the server does not answer")
+        if time.monotonic() >= self._away_until and await self._is_answered(known, question, patience_s):
+            return
+        self._believe(known)
+
+    async def _is_answered(
+        self, known: Inode | Listing, question: Callable[[], Awaitable[None]], patience_s: float
+    ) -> bool:
+        """Whether the question was answered; False where what is known has to do."""
+        health = self.store.health
+        began = trio.current_time()
+        try:
+            with waits.interruptible(), trio.fail_after(patience_s):
+                await question()
+            return True
+        except trio.TooSlowError:
+            failure: StoreError = Unavailable("the server does not answer")
+            if health.answered_at > began and isinstance(known, Listing):
+                with waits.interruptible():
+                    await question()  # only this request is stuck
+                return True
+            if patience_s >= PATIENCE_S:
+                health.failed("list", failure, began)
+        except StoreError as error:
+            failure = error
+        others_answered = health.answered_at > began
+        away = failure.transient or isinstance(failure, NeedsCredentials)
+        if not away or (others_answered and isinstance(known, Listing)):
+            raise failure
+        log.info("what is known may be out of date: %s", failure)
+        if not others_answered:
             self._away_until = time.monotonic() + GRACE_S
+        return False
+
+    def _believe(self, known: Inode | Listing) -> None:
         known.valid_until = time.monotonic() + GRACE_S
-        if not isinstance(known, Listing):
+        if len(self._believed) > 10_000:
+            self._believed.clear()  # their time of grace ends by itself
+        if isinstance(known, Listing):
+            self._believed[known] = False
+        else:
+            self._believed[known] = known.outdated or self._believed.get(known, False)
             known.outdated = False
+
+    def _ask_again(self) -> None:
+        """The server is back: nothing is believed any longer without asking."""
+        self._away_until = 0.0
+        for known, outdated in self._believed.items():
+            known.valid_until = 0.0
+            if isinstance(known, Inode):
+                known.outdated = known.outdated or outdated
+        self._believed.clear()
 
     def absent_for_s(self, directory: Inode, name: bytes) -> float:
         """How long the kernel may believe that there is no such name, after `lookup` said so."""
@@ -129,25 +172,19 @@ class Directories:
         if inode.dirty or not inode.linked or (known and time.monotonic() < inode.valid_until):
             return
         if inode.parent is None:
-            await self._ask(inode, self.learn(inode), ROOT_PATIENCE_S)
+            await self._ask(inode, partial(self.learn, inode), ROOT_PATIENCE_S)
         else:
             await self.lookup(inode.parent, inode.name)
 
     async def load(self, directory: Inode) -> None:
         """Returns when `children` holds every name, as fresh as the TTL demands."""
         listing = directory.folder()
-        if listing.complete and time.monotonic() < listing.valid_until:
-            return
-        try:
-            with waits.interruptible():
-                mine = await self._list(directory, pages=None)
-                if not mine and not listing.complete:  # somebody else's listing was of a few pages only
-                    await self._list(directory, pages=None)
-        except StoreError as error:
-            if not (error.transient and listing.complete):
-                raise
-            log.info("the listing of %r may be out of date: %s", directory, error)
-            listing.valid_until = time.monotonic() + GRACE_S
+        if not (listing.complete and time.monotonic() < listing.valid_until):
+            await self._ask(listing, partial(self._load, directory))
+
+    async def _load(self, directory: Inode) -> None:
+        while not await self._list(directory, pages=None) and not directory.folder().complete:
+            pass  # somebody else's listing was of a few pages only
 
     async def learn_all(self, children: list[Inode]) -> None:
         """Fetches the attributes that a listing did not give, in parallel (the store limits how many at once)."""
@@ -156,10 +193,13 @@ class Directories:
             with waits.interruptible():
                 await self.learn(unknown[0])
         elif unknown:
-            with waits.interruptible():
-                async with trio.open_nursery() as nursery:
-                    for child in unknown:
-                        nursery.start_soon(self.learn, child)
+            try:
+                with waits.interruptible():
+                    async with trio.open_nursery() as nursery:
+                        for child in unknown:
+                            nursery.start_soon(self.learn, child)
+            except BaseExceptionGroup as group:
+                raise first_failure(group) from None
 
     async def learn(self, inode: Inode) -> None:
         """Fetches metadata by HEAD. A directory without a marker gets the defaults; a file that is gone is detached."""

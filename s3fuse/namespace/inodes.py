@@ -58,6 +58,7 @@ class Inode:
         "children",
         "ctime_ns",
         "data",
+        "doubtful",
         "entries_changed_ns",
         "error",
         "gid",
@@ -104,6 +105,7 @@ class Inode:
         self.outdated = False  # they were known, but must be asked for again
         self.error: str | None = None
         self.token = ""  # tells what an operation on this inode wrote from what others wrote
+        self.doubtful = False  # an operation whose outcome is unknown may have replaced the object at `remote.key`
         self.maybe_at: str | None = None  # a key that an operation whose outcome is unknown may have written
         self.entries_changed_ns = 0  # when names in a directory last changed here; its marker may say an earlier time
         self.set_attributes(attributes)

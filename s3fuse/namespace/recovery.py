@@ -139,6 +139,7 @@ def _restore(inode: Inode, row: NodeRow, staging: Staging, layers: list[StagedLa
             decode_map(row.remote_metadata),
             decode_map(row.remote_headers),
         )
+        inode.doubtful = bool(row.remote_etag)
     if not layers or not stat.S_ISREG(row.mode):
         return
     base_bytes = inode.remote.size_bytes if inode.remote is not None else 0

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse import attrs, keys
-from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.errors import NeedsCredentials, NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.clearing import Clearing, kept, look
 from s3fuse.namespace.conflicts import Conflicts
 from s3fuse.namespace.deletes import Behind, Deletes
+from s3fuse.namespace.doubts import settle
 from s3fuse.namespace.parking import Parking
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.leftovers import Uploads
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 BEHIND_S = 0.02
 #: The same where that one fails: it is looked at again this often.
 FAILING_BEHIND_S = 0.5
+#: Over how long the uploads that waited for the server are spread when it is back.
+WAKE_S = 0.3
 DELETE_BATCH = 1000
 
 
@@ -77,6 +80,7 @@ class Syncer:
         self.deletes = Deletes(store, inodes, changes, self._failures)
         self._clearing = Clearing(store, inodes, changes, self.deletes, self.uploads, self.limits, self._failures)
         self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
+        store.health.on_recovery(self.wake)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -93,6 +97,14 @@ class Syncer:
                     batch = [inode] if inode.linked or parked else [inode, *self._more_deletes()]
                     await self._slots.acquire_on_behalf_of(batch[0])
                     nursery.start_soon(self._attempt, batch)
+
+    def wake(self) -> None:
+        """Tries at once what the server could not take: it works again."""
+        for number in self._failures.keys() - self._hopeless:
+            inode = self.changes.dirty.get(number)
+            if inode is not None and number not in self.changes.in_flight:
+                self._failures[number] = 0  # with the shortest backoff where it fails again
+                self.changes.queue(inode, random.uniform(0.0, WAKE_S))
 
     # -- one operation
 
@@ -158,7 +170,9 @@ class Syncer:
         if isinstance(error, Behind):
             self._wait_behind(inode, error)
             return
-        if not (isinstance(error, StoreError) and error.transient):
+        if isinstance(error, NeedsCredentials) or (isinstance(error, StoreError) and error.transient):
+            self._hopeless.discard(inode.number)
+        else:
             self._hopeless.add(inode.number)
         failures = self._failures[inode.number] = self._failures.get(inode.number, 0) + 1
         self.last_error = f"{inode.name or inode.number}: {error}"
@@ -187,9 +201,11 @@ class Syncer:
         await self._clearing.clear(inode, key)
         if inode.maybe_at not in (None, key):
             self.changes.doubt(inode)
-            if inode.maybe_at is not None and await self._has_arrived(inode):
-                return
-        inode.maybe_at = key
+        if inode.remote is None or inode.remote.key != key:
+            await settle(self.store, self.changes, inode)
+            inode.maybe_at = key
+        else:
+            inode.doubtful = True
         try:
             if inode.data is not None and inode.data.layers:
                 await self._upload(inode, key)
@@ -203,19 +219,6 @@ class Syncer:
                 target = Target(key, ours.metadata or {}, ours.headers or {}, ANY)
                 self._arrived(inode, target, ours.etag, ours.size_bytes, inode.synced_version)
                 self.changes.queue(inode)
-
-    async def _has_arrived(self, inode: Inode) -> bool:
-        """Whether an operation whose outcome was unknown did replace the object that has to leave its key now."""
-        remote, token = inode.remote, self.changes.token(inode)
-        assert remote is not None
-        info = await look(self.store, remote.key)
-        if info is None or info.etag == remote.etag or (info.metadata or {}).get(TOKEN) != token:
-            return False
-        if inode.remote is remote:
-            target = Target(info.key, info.metadata or {}, info.headers or {}, ANY)
-            self._arrived(inode, target, info.etag, info.size_bytes, inode.synced_version)
-            self.changes.queue(inode)
-        return True
 
     # -- the operations
 
@@ -299,6 +302,7 @@ class Syncer:
         """The bucket has `inode` as of `version` at the target: memory and journal learn it in one step."""
         before = inode.remote
         inode.maybe_at = None
+        inode.doubtful = False
         with self.changes.journal.transaction():
             occupant = self.inodes.displaced.get(target.key)
             if occupant is not None and occupant is not inode:

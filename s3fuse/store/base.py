@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from s3fuse.store.health import Health
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: S3's limits. Sizes in bytes.
@@ -148,6 +150,8 @@ class Store(Protocol):
     #: Requests sent so far by operation: list, head, get, put, copy, delete, delete_many, multipart_create,
     #: multipart_put, multipart_copy, multipart_complete, multipart_abort, list_uploads. Retries count again.
     requests: Counter[str]
+    #: Whether the server answers, as the outcome of every operation shows it.
+    health: Health
 
     def check_key(self, key: str) -> None:
         """Raises Refused where this server is known to take the key for another one, so that it cannot be used."""

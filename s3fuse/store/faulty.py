@@ -17,6 +17,7 @@ import trio
 
 from s3fuse.errors import BadResponse, StoreError, Unavailable
 from s3fuse.store.base import ANY
+from s3fuse.store.health import Health
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -125,6 +126,7 @@ class FaultyStore:
         self, inner: Store, *, seed: int | None = None, rate: float = 0.1, faults: Sequence[Fault] = ANYTHING
     ) -> None:
         self.inner = inner
+        self.health = Health()
         self.quiet = False
         #: Faults done so far, by operation.
         self.failures: Counter[str] = Counter()
@@ -153,6 +155,17 @@ class FaultyStore:
             gate.open()
 
     async def _call(self, operation: str, call: Callable[[], Awaitable[T]], key: str = "") -> T:
+        began = trio.current_time()
+        try:
+            result = await self._faulty(operation, call, key)
+        except StoreError as error:
+            if error.transient or error.needs:
+                self.health.failed(operation, error, began)
+            raise
+        self.health.answered(operation)
+        return result
+
+    async def _faulty(self, operation: str, call: Callable[[], Awaitable[T]], key: str) -> T:
         gate = self._gates.get(operation)
         if gate is not None:
             await gate.passage()

@@ -28,6 +28,7 @@ from s3fuse.store.base import (
     Upload,
 )
 from s3fuse.store.body import iterating
+from s3fuse.store.health import Health
 from s3fuse.store.s3checks import multipart_etag
 from s3fuse.store.s3headers import write_headers
 from s3fuse.store.s3markers import Markers, Routed, sidecar_key
@@ -80,6 +81,7 @@ class _Bucket:
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self.requests: Counter[str] = Counter()
+        self.health = Health()
         self.capabilities = capabilities
         self.bucket_exists = bucket_exists
         self._conditional_copy = conditional_copy

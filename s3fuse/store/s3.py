@@ -17,7 +17,7 @@ from s3fuse.store.s3checks import check_stored, crc32_header, multipart_etag
 from s3fuse.store.s3client import Call, S3Client
 from s3fuse.store.s3headers import check_range, condition_headers, write_headers
 from s3fuse.store.s3markers import Markers, Routed, sidecar_key, without_marker_metadata
-from s3fuse.store.s3objects import S3Objects
+from s3fuse.store.s3objects import S3Objects, deleted
 from s3fuse.store.s3probe import probe
 from s3fuse.store.transport import Transport
 
@@ -54,6 +54,7 @@ class S3Store(Routed):
             endpoint, max_requests=max_requests, ca_file=ca_file, stall_timeout_s=min(15.0, deadline_s)
         )
         self._client = S3Client(self._transport, bucket, region, credentials, self.requests, deadline_s)
+        self.health = self._client.health
         self._bucket = bucket
         self._make_bucket = functools.partial(
             make_bucket, self._transport.endpoint, bucket, credentials, region, ca_file, deadline_s
@@ -70,8 +71,12 @@ class S3Store(Routed):
     async def check(self) -> None:
         # A listing and not HEAD: its refusals have a body that says why.
         query = _query({"list-type": "2", "max-keys": "1"})
-        answer = await self._client.send(Call("list", "GET", query=query))
-        s3xml.parse_page(answer.body, metadata_known=False)
+        await self._client.ask(Call("list", "GET", query=query), _page)
+
+    async def ping(self) -> None:
+        """Asks the server once whether it answers, whatever waits; `health` learns of it. Raises StoreError."""
+        call = Call("list", "GET", query=_query({"list-type": "2", "max-keys": "1"}), ping=True)
+        await self._client.ask(call, _page)
 
     async def probe(self) -> Capabilities:
         self._objects.findings = findings = await probe(self._client, self)
@@ -89,16 +94,24 @@ class S3Store(Routed):
         fields |= {"continuation-token": token} if token is not None else {}
         known = self._objects.findings.list_metadata
         if known is not False:
-            try:
-                return await self._list(fields | {"metadata": "true"}, metadata_known=bool(known))
-            except BadResponse:
-                # MinIO makes element names of metadata names, and somebody's names may not be XML: do without.
-                pass
-        return await self._list(fields, metadata_known=False)
+            page = await self._list_with_metadata(fields, metadata_known=bool(known))
+            if page is not None:
+                return page
+        return self._page(await self._client.ask(Call("list", "GET", query=_query(fields)), _page))
 
-    async def _list(self, fields: Mapping[str, str], *, metadata_known: bool) -> Page:
-        answer = await self._client.send(Call("list", "GET", query=_query(fields)))
-        page = s3xml.parse_page(answer.body, metadata_known=metadata_known)
+    async def _list_with_metadata(self, fields: Mapping[str, str], *, metadata_known: bool) -> Page | None:
+        """None where it cannot be read: MinIO makes XML names of metadata names, and somebody's may not be any."""
+
+        async def read(answer: Answer) -> Page | None:
+            try:
+                return s3xml.parse_page(answer.body, metadata_known=metadata_known)
+            except BadResponse:
+                return None
+
+        page = await self._client.ask(Call("list", "GET", query=_query({**fields, "metadata": "true"})), read)
+        return page and self._page(page)
+
+    def _page(self, page: Page) -> Page:
         return without_marker_metadata(page) if self._objects.findings.marker_metadata is False else page
 
     def _for(self, *keys: str) -> Objects:
@@ -119,16 +132,19 @@ class S3Store(Routed):
 
     async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
         sent = write_headers(metadata, headers, key)
-        answer = await self._client.send(Call("multipart_create", "POST", key, "uploads=", sent))
-        return s3xml.parse_result(answer.body, "InitiateMultipartUploadResult", "UploadId")
+        call = Call("multipart_create", "POST", key, "uploads=", sent)
+        return await self._client.ask_result(call, "InitiateMultipartUploadResult", "UploadId")
 
     async def multipart_put(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         checksum = await crc32_header(body)
         query = _query({"partNumber": str(number), "uploadId": upload_id})
         sent = {"x-amz-checksum-crc32": checksum}
         call = Call("multipart_put", "PUT", key, query, sent, body, size_bytes=body.size_bytes)
-        answer = await self._client.send(call)
-        return Part(number, await check_stored(answer.headers, checksum, body, key))
+
+        async def read(answer: Answer) -> str:
+            return await check_stored(answer.headers, checksum, body, key)
+
+        return Part(number, await self._client.ask(call, read))
 
     async def multipart_copy(
         self, key: str, upload_id: str, number: int, *, source: str, source_etag: str, start: int, stop: int
@@ -136,9 +152,7 @@ class S3Store(Routed):
         sent = self._objects.copy_source(source, source_etag) | {"x-amz-copy-source-range": f"bytes={start}-{stop - 1}"}
         query = _query({"partNumber": str(number), "uploadId": upload_id})
         call = Call("multipart_copy", "PUT", key, query, sent, size_bytes=stop - start)
-        answer = await self._client.send(call)
-        self._client.hidden_failure(call, answer.body)
-        return Part(number, s3xml.parse_result(answer.body, "CopyPartResult", "ETag"))
+        return Part(number, await self._client.ask_result(call, "CopyPartResult", "ETag"))
 
     async def multipart_complete(
         self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
@@ -152,9 +166,7 @@ class S3Store(Routed):
         async def write() -> str:
             if condition != ANY and self._objects.findings.conditional_multipart is False:
                 await self._objects.look(key, condition)
-            answer = await self._client.send(call)
-            self._client.hidden_failure(call, answer.body)
-            return s3xml.parse_result(answer.body, "CompleteMultipartUploadResult", "ETag")
+            return await self._client.ask_result(call, "CompleteMultipartUploadResult", "ETag")
 
         async def ours() -> str | None:
             found = await self.head(key)
@@ -165,7 +177,7 @@ class S3Store(Routed):
     async def multipart_abort(self, key: str, upload_id: str) -> None:
         try:
             query = _query({"uploadId": upload_id})
-            await self._client.send(Call("multipart_abort", "DELETE", key, query))
+            await self._client.ask(Call("multipart_abort", "DELETE", key, query), deleted)
         except NotFound:
             return
 
@@ -177,8 +189,7 @@ class S3Store(Routed):
         fields = {"uploads": "", "prefix": asked} | encoding
         uploads: list[Upload] = []
         while True:
-            answer = await self._client.send(Call("list_uploads", "GET", query=_query(fields)))
-            page, markers = s3xml.parse_uploads(answer.body)
+            page, markers = await self._client.ask(Call("list_uploads", "GET", query=_query(fields)), _uploads)
             uploads += [upload for upload in page if upload.key.startswith(prefix)]
             if markers is None:
                 return uploads
@@ -186,6 +197,14 @@ class S3Store(Routed):
 
     async def aclose(self) -> None:
         await self._transport.aclose()
+
+
+async def _page(answer: Answer) -> Page:
+    return s3xml.parse_page(answer.body, metadata_known=False)
+
+
+async def _uploads(answer: Answer) -> tuple[list[Upload], tuple[str, str] | None]:
+    return s3xml.parse_uploads(answer.body)
 
 
 def _query(fields: Mapping[str, str]) -> str:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-from urllib.parse import quote
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote, urlencode
 
 import trio
 
 from s3fuse.errors import (
     AccessDenied,
     BadResponse,
+    ClockSkew,
+    NeedsCredentials,
     NoSuchBucket,
     NotFound,
     PreconditionFailed,
@@ -21,38 +25,38 @@ from s3fuse.errors import (
     Unavailable,
     Unsupported,
 )
-from s3fuse.store.s3xml import Failure, parse_failure
+from s3fuse.store.health import Health
+from s3fuse.store.s3xml import Failure, parse_failure, parse_page, parse_result
 from s3fuse.store.signing import Signer
 from s3fuse.store.transport import NotSent, Transport
 
 if TYPE_CHECKING:
     from collections import Counter
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from minio.credentials.providers import Provider
 
     from s3fuse.store.base import Body
     from s3fuse.store.framing import Answer
 
+Result = TypeVar("Result")
+
 _ATTEMPTS = 7
-#: A wrong answer is more likely to stay wrong than a missing one to stay away.
-_WRONG_ATTEMPTS = 3
+#: A wrong answer is more likely to stay wrong than a missing one to stay away; a bucket that was there and a permission
+#: that was given are seen missing for a moment where there is a proxy, or when keys have just been changed.
+_WRONG_ATTEMPTS = {BadResponse: 3, NoSuchBucket: 3, NeedsCredentials: 1, AccessDenied: 2}
+#: The least time without progress after which an attempt is given up, however late it begins.
+_LEAST_STALL_S = 5.0
+#: What programs wait for; everything else is background work, whose time counts from when its turn comes.
+_READS = frozenset({"list", "head", "get"})
 _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 4.0
 #: The deadline of a request grows with its size at this rate: slower than any link worth mounting over.
 _SLOWEST_BYTES_PER_S = 256 << 10
 #: 501 aside, a 5xx may come after the server acted; these codes say that it did not.
 _UNTOUCHED = frozenset({"SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "ServerBusy"})
-_DENIED = frozenset(
-    {
-        "AccessDenied",
-        "InvalidAccessKeyId",
-        "SignatureDoesNotMatch",
-        "ExpiredToken",
-        "InvalidToken",
-        "TokenRefreshRequired",
-        "RequestTimeTooSkewed",
-    }
+_BAD_KEYS = frozenset(
+    {"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "TokenRefreshRequired"}
 )
 _AGAIN = frozenset({"ConditionalRequestConflict", "OperationAborted", "RequestTimeout", "TooManyRequests"})
 
@@ -61,7 +65,8 @@ _AGAIN = frozenset({"ConditionalRequestConflict", "OperationAborted", "RequestTi
 class Call:
     """A request before it is signed. `query` is encoded already; `size_bytes` is what it moves, for the deadline.
 
-    `conditional` calls are not repeated by the client: their sender looks first at what became of them.
+    `conditional` calls are not repeated by the client: their sender looks first at what became of them. `ping` calls
+    are sent once, without waiting for others.
     """
 
     operation: str
@@ -75,6 +80,7 @@ class Call:
     size_bytes: int = 0
     conditional: bool = False
     head_only: bool = False
+    ping: bool = False
 
 
 def acted(error: StoreError) -> bool:
@@ -84,6 +90,18 @@ def acted(error: StoreError) -> bool:
 
 class _Untouched(Unavailable):
     """The server said that it did nothing, and that later it may."""
+
+
+@dataclass(slots=True)
+class _Signed:
+    """What a request was signed with."""
+
+    generation: int = 0
+    offset: timedelta = timedelta()
+
+
+async def _itself(answer: Answer) -> Answer:
+    return answer
 
 
 class S3Client:
@@ -102,9 +120,11 @@ class S3Client:
         self._signer = Signer(transport.scheme, transport.host, region, provider)
         self._bucket = bucket
         self._requests = requests
-        self._deadline_s = deadline_s
+        #: How long a read waits for a server that does not answer.
+        self.deadline_s = deadline_s
         self._random = random.Random()
-        #: The Server header of the last answer.
+        self.health = Health()
+        #: The Server header of the first good answer: errors may come from something in between.
         self.server = ""
 
     def path(self, key: str) -> str:
@@ -113,22 +133,54 @@ class S3Client:
 
     async def send(self, call: Call) -> Answer:
         """The successful (2xx) answer. Raises a StoreError that names the bucket and key, after all retries."""
+        return await self.ask(call, _itself)
+
+    async def ask(self, call: Call, read: Callable[[Answer], Awaitable[Result]]) -> Result:
+        """What `read` makes of the successful (2xx) answer; an answer that it finds bad is asked for again.
+
+        Raises a StoreError that names the bucket and key, after all retries. A read from a server that sends nothing
+        ends `deadline_s` after the call, or at most `_LEAST_STALL_S` later.
+        """
         self.check_key(call.key)
-        limit_s = self._deadline_s + call.size_bytes / _SLOWEST_BYTES_PER_S
         started = trio.current_time()
         for attempt in itertools.count(1):
             try:
-                return await self._renewing(call, max(1.0, limit_s - (trio.current_time() - started)))
+                answer = await self._renewing(call, started)
+                result = await self._read(call, answer, read)
             except StoreError as exc:
                 exc.key = call.key
-                allowed = _WRONG_ATTEMPTS if isinstance(exc, BadResponse) else _ATTEMPTS
-                if not exc.transient or attempt >= allowed or (call.conditional and acted(exc)):
-                    raise
                 pause_s = self.backoff_s(attempt)
-                if trio.current_time() - started + pause_s >= limit_s:
+                if self._is_final(call, exc, attempt, trio.current_time() + pause_s - started):
+                    self._note(call, exc, started)
                     raise
+            else:
+                self.server = self.server or answer.headers.get("server", "")
+                self.health.answered(call.operation)
+                return result
             await trio.sleep(pause_s)
         raise AssertionError("unreachable")
+
+    async def _read(self, call: Call, answer: Answer, read: Callable[[Answer], Awaitable[Result]]) -> Result:
+        try:
+            return await read(answer)
+        except BadResponse as exc:
+            raise BadResponse(f"{call.operation} {self.name(call.key)}: {exc}", call.key) from exc
+
+    def _limit_s(self, call: Call) -> float:
+        return self.deadline_s + call.size_bytes / _SLOWEST_BYTES_PER_S
+
+    def _is_final(self, call: Call, error: StoreError, attempt: int, elapsed_s: float) -> bool:
+        """Whether an error is told instead of trying again `elapsed_s` after the first attempt began."""
+        few = next((_WRONG_ATTEMPTS[kind] for kind in type(error).__mro__ if kind in _WRONG_ATTEMPTS), None)
+        allowed = few or (_ATTEMPTS if error.transient else 1)
+        limit_s = self.deadline_s if call.operation in _READS else self._limit_s(call)
+        return call.ping or attempt >= allowed or (call.conditional and acted(error)) or elapsed_s >= limit_s
+
+    def _note(self, call: Call, error: StoreError, began: float) -> None:
+        if error.transient or error.needs:
+            self.health.failed(call.operation, error, began)
+        else:
+            self.health.answered(call.operation)
 
     def check_key(self, key: str) -> None:
         """Refuses keys that this server silently takes for others: `a//b` for `a/b`, on SeaweedFS also `a\\b`."""
@@ -143,33 +195,65 @@ class S3Client:
         longest_s: float = _FIRST_BACKOFF_S * 2.0 ** (attempt - 1)
         return min(_LAST_BACKOFF_S, longest_s) * (0.5 + self._random.random() / 2)
 
-    async def _renewing(self, call: Call, limit_s: float) -> Answer:
+    async def _renewing(self, call: Call, started: float) -> Answer:
         """One attempt, and at once another where the clock or the credentials were to blame and now differ."""
-        answer, generation = await self._once(call, limit_s)
+        answer, signed = await self._once(call, started)
         if answer.status < 300:
             return answer
         failure = self._failure(answer)
         # A HEAD is refused without a code, so that the Date header alone has to tell.
-        if answer.status in (401, 403) and (
-            self._signer.learn_time(answer.headers.get("date")) or await self._signer.renew(generation)
+        if (answer.status in (401, 403) or failure.code in _BAD_KEYS) and (
+            self._signer.learn_time(answer.headers.get("date"), signed.offset)
+            or await self._signer.renew(signed.generation)
         ):
-            answer, _ = await self._once(call, limit_s)
+            answer, _ = await self._once(call, started)
             if answer.status < 300:
                 return answer
             failure = self._failure(answer)
+        if answer.status == 404 and not failure.code:
+            await self._confirm_absence(call, started)
         raise self._error(call, answer.status, failure)
 
-    async def _once(self, call: Call, limit_s: float) -> tuple[Answer, int]:
+    async def _confirm_absence(self, call: Call, started: float) -> None:
+        """Raises unless a listing agrees that there is no such key.
+
+        HEAD has no body that says what is missing, the key or the bucket; and a 404 may come from something between.
+        """
+        if call.operation != "head":
+            raise BadResponse(
+                f"{call.operation} {self.name(call.key)}: 404 that does not say what is missing", call.key
+            )
+        fields = {"encoding-type": "url", "list-type": "2", "max-keys": "1", "prefix": call.key}
+        query = urlencode(fields).replace("+", "%20")
+        listing = Call("list", "GET", query=query)
+        answer, _ = await self._once(listing, started)
+        if answer.status >= 300:
+            raise self._error(listing, answer.status, self._failure(answer))
+        found = parse_page(answer.body, metadata_known=False).objects
+        # SeaweedFS lists directories that have no marker.
+        unmade = call.key.endswith("/") and self.server.startswith("SeaweedFS")
+        if found and found[0].key == call.key and not unmade:
+            raise BadResponse(f"head {self.name(call.key)}: 404, but a listing has it", call.key)
+
+    async def _once(self, call: Call, started: float) -> tuple[Answer, _Signed]:
         path = self.path(call.key)
-        headers = await self._signer.sign(call.method, path, call.query, call.headers or {})
-        generation = self._signer.generation
-        self._requests[call.operation] += 1
+        elapsed_s = trio.current_time() - started
+        signed = _Signed()
+
+        async def sign() -> Mapping[str, str]:
+            headers = await self._signer.sign(call.method, path, call.query, call.headers or {})
+            signed.generation, signed.offset = self._signer.generation, self._signer.offset
+            self._requests[call.operation] += 1
+            return headers
+
         try:
             answer = await self._transport.request(
                 call.method,
                 f"{path}?{call.query}" if call.query else path,
-                headers,
-                limit_s=limit_s,
+                sign,
+                limit_s=max(1.0, self._limit_s(call) - elapsed_s),
+                stall_s=max(_LEAST_STALL_S, self.deadline_s - elapsed_s),
+                wait_s=self._wait_s(call, elapsed_s),
                 body=call.body,
                 buffers=call.buffers,
                 check=call.check,
@@ -178,8 +262,13 @@ class S3Client:
             )
         except StoreError as exc:
             raise type(exc)(f"{call.operation} {self.name(call.key)}: {exc}", call.key) from exc
-        self.server = answer.headers.get("server", "")
-        return answer, generation
+        return answer, signed
+
+    def _wait_s(self, call: Call, elapsed_s: float) -> float:
+        """How long the call may wait for its turn."""
+        if call.ping:
+            return 0.0
+        return max(1.0, self.deadline_s - elapsed_s) if call.operation in _READS else math.inf
 
     def name(self, key: str) -> str:
         """How messages name a key: endpoint, bucket and key."""
@@ -189,11 +278,16 @@ class S3Client:
         failure = parse_failure(answer.body)
         return failure if failure.code else Failure(answer.headers.get("x-minio-error-code", ""))
 
-    def hidden_failure(self, call: Call, body: bytes) -> None:
-        """Raises the error that a 200 answer to a copy or a completion may carry."""
-        failure = parse_failure(body)
-        if failure.code:
-            raise self._error(call, 500 if failure.code == "InternalError" else 400, failure)
+    async def ask_result(self, call: Call, kind: str, field: str) -> str:
+        """One field of the small document that is the answer; a 200 may carry an error instead."""
+
+        async def read(answer: Answer) -> str:
+            failure = parse_failure(answer.body)
+            if failure.code:
+                raise self._error(call, 500 if failure.code == "InternalError" else 400, failure)
+            return parse_result(answer.body, kind, field)
+
+        return await self.ask(call, read)
 
     def _error(self, call: Call, status: int, failure: Failure) -> StoreError:
         code = failure.code
@@ -210,13 +304,15 @@ _KINDS: Mapping[str, type[StoreError]] = {
     "NoSuchKey": NotFound,
     "NoSuchUpload": NotFound,
     "PreconditionFailed": PreconditionFailed,
+    "AccessDenied": AccessDenied,
+    "RequestTimeTooSkewed": ClockSkew,
     "NotImplemented": Unsupported,
     "MethodNotAllowed": Refused,
     "InvalidRange": BadResponse,
     "BadDigest": BadResponse,
     "XAmzContentChecksumMismatch": BadResponse,
     "IncompleteBody": BadResponse,
-    **dict.fromkeys(_DENIED, AccessDenied),
+    **dict.fromkeys(_BAD_KEYS, NeedsCredentials),
     **dict.fromkeys(_AGAIN | _UNTOUCHED, _Untouched),
 }
 
@@ -226,7 +322,9 @@ def error_kind(status: int, code: str) -> type[StoreError]:
     if code in _KINDS:
         return _KINDS[code]
     match status:
-        case 401 | 403:
+        case 401:
+            return NeedsCredentials
+        case 403:
             return AccessDenied
         case 404:
             return NotFound

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, StoreError
 from s3fuse.store import s3xml
 from s3fuse.store.base import ANY, Bytes
 from s3fuse.store.s3checks import check_stored, crc32_header, md5_header, md5_of
@@ -22,9 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from s3fuse.store.base import Body, Condition, ObjectInfo
+    from s3fuse.store.framing import Answer
 
 #: How often a conditional write is tried when its answers get lost.
 _CONDITIONAL_ATTEMPTS = 5
+
+
+async def deleted(answer: Answer) -> None:
+    """Reads the answer to a DELETE, which is 204: a page with 200 comes from something that is no S3 server."""
+    if answer.body:
+        raise BadResponse(f"{answer.status} with a body came where a deletion was to be confirmed")
+
+
+async def _failed_deletes(answer: Answer) -> dict[str, str]:
+    return s3xml.parse_deleted(answer.body)
 
 
 class S3Objects:
@@ -36,7 +47,10 @@ class S3Objects:
         self.findings = Findings()
 
     async def head(self, key: str) -> ObjectInfo:
-        return object_info(key, await self._client.send(Call("head", "HEAD", key)))
+        async def read(answer: Answer) -> ObjectInfo:
+            return object_info(key, answer)
+
+        return await self._client.ask(Call("head", "HEAD", key), read)
 
     async def put(
         self,
@@ -51,11 +65,13 @@ class S3Objects:
         sent["x-amz-checksum-crc32"] = await crc32_header(body)
         call = Call("put", "PUT", key, "", sent, body, size_bytes=body.size_bytes, conditional=condition != ANY)
 
+        async def read(answer: Answer) -> str:
+            return await check_stored(answer.headers, sent["x-amz-checksum-crc32"], body, key)
+
         async def write() -> str:
             if condition != ANY and self.findings.conditional_put is False:
                 await self.look(key, condition)
-            answer = await self._client.send(call)
-            return await check_stored(answer.headers, sent["x-amz-checksum-crc32"], body, key)
+            return await self._client.ask(call, read)
 
         if condition == ANY:
             return await write()
@@ -88,9 +104,7 @@ class S3Objects:
         async def write() -> str:
             if conditional and not self.findings.conditional_copy:
                 await self.look(target, condition)
-            answer = await self._client.send(call)
-            self._client.hidden_failure(call, answer.body)
-            return s3xml.parse_result(answer.body, "CopyObjectResult", "ETag")
+            return await self._client.ask_result(call, "CopyObjectResult", "ETag")
 
         if not conditional:
             return await write()
@@ -129,6 +143,7 @@ class S3Objects:
         """
         in_doubt = False
         attempt = 0
+        started = trio.current_time()
         while True:
             attempt += 1
             try:
@@ -143,13 +158,14 @@ class S3Objects:
                     etag = None
                 if etag is not None:
                     return etag
-                if not exc.transient or attempt >= _CONDITIONAL_ATTEMPTS:
+                late = trio.current_time() - started >= self._client.deadline_s
+                if not exc.transient or attempt >= _CONDITIONAL_ATTEMPTS or late:
                     raise
             await trio.sleep(self._client.backoff_s(attempt))
 
     async def delete(self, key: str) -> None:
         try:
-            await self._client.send(Call("delete", "DELETE", key))
+            await self._client.ask(Call("delete", "DELETE", key), deleted)
         except NotFound:
             return
 
@@ -159,7 +175,7 @@ class S3Objects:
         if named:
             body = s3xml.delete_body(named)
             call = Call("delete_many", "POST", "", "delete=", {"content-md5": md5_header(body)}, Bytes(body))
-            failed |= s3xml.parse_deleted((await self._client.send(call)).body)
+            failed |= await self._client.ask(call, _failed_deletes)
         for key in set(keys).difference(named):
             try:
                 await self.delete(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ import trio
 from minio.credentials.providers import StaticProvider
 from minio.signer import sign_v4_s3
 
-from s3fuse.errors import AccessDenied
+from s3fuse.errors import NeedsCredentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
     from minio.credentials.credentials import Credentials
     from minio.credentials.providers import Provider
 
+log = logging.getLogger(__name__)
+
 #: The body is not part of the signature: its checksum header guards it at a fortieth of the cost of SHA-256.
 _UNSIGNED = "UNSIGNED-PAYLOAD"
 #: Providers may read files or ask the network: what they gave is used again for this long, seconds.
 _REUSE_S = 5.0
-#: Servers refuse a signature that is 15 minutes off; a refusal within this cannot be the clock's fault.
-_TOLERATED_SKEW = timedelta(minutes=5)
+#: No server refuses a signature that is less off: its Date header has whole seconds, and requests take time.
+_TOLERATED_SKEW = timedelta(seconds=5)
 
 
 class Signer:
@@ -39,12 +42,13 @@ class Signer:
         self._fetched = float("-inf")
         #: Counts changes of the credentials; read it right after `sign` to know which it used.
         self.generation = 0
-        self._offset = timedelta()
+        #: What is added to this host's clock; read it right after `sign` to know which it used.
+        self.offset = timedelta()
 
     async def sign(self, method: str, path: str, query: str, headers: Mapping[str, str]) -> dict[str, str]:
-        """`headers` with the host, date and signature. Raises AccessDenied if there are no credentials."""
+        """`headers` with the host, date and signature. Raises NeedsCredentials if there are none."""
         credentials = await self._current()
-        now = datetime.now(UTC) + self._offset
+        now = datetime.now(UTC) + self.offset
         signed: dict[str, str | list[str] | tuple[str]] = {
             "Host": self._host,
             "x-amz-content-sha256": _UNSIGNED,
@@ -64,8 +68,8 @@ class Signer:
         )
         return {name: str(value) for name, value in signed.items()}
 
-    def learn_time(self, date: str | None) -> bool:
-        """Follows the server's Date header; True if that differs from the time we sign with enough to matter."""
+    def learn_time(self, date: str | None, used: timedelta) -> bool:
+        """Follows the Date header of a refusal; True if that is far enough from the offset `used` to be its reason."""
         try:
             server = parsedate_to_datetime(date or "")
         except ValueError:
@@ -73,10 +77,16 @@ class Signer:
         if server.tzinfo is None:
             return False
         offset = server - datetime.now(UTC)
-        moved = abs(offset - self._offset) > _TOLERATED_SKEW
-        if moved:
-            self._offset = offset
-        return moved
+        if abs(offset - self.offset) > _TOLERATED_SKEW:
+            self.offset = offset
+            seconds = round(offset.total_seconds())
+            log.warning(
+                "the clock of %s is %d s %s that of this host: requests are signed with the server's time",
+                self._host,
+                abs(seconds),
+                "ahead of" if seconds > 0 else "behind",
+            )
+        return abs(self.offset - used) > _TOLERATED_SKEW
 
     async def renew(self, refused: int) -> bool:
         """Asks the provider again; True if it gives others than the credentials of generation `refused`."""
@@ -98,7 +108,7 @@ class Signer:
             if self._credentials is not None and not self._credentials.is_expired():
                 return self._credentials
             # Providers raise whatever their sources raise; the class alone is named, as a text might hold secrets.
-            raise AccessDenied(f"no credentials for {self._host}: {type(exc).__name__}") from exc
+            raise NeedsCredentials(f"no credentials for {self._host}: {type(exc).__name__}") from exc
         if credentials != self._credentials:
             self._credentials = credentials
             self.generation += 1

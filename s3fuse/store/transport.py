@@ -10,6 +10,7 @@ have acted on it, `BadResponse` for an answer that is not HTTP or not what was a
 
 from __future__ import annotations
 
+import math
 import ssl
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ from s3fuse.store.framing import Framing, Sink
 from s3fuse.store.wire import Broken, connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
     from s3fuse.store.base import Body, Buffer
     from s3fuse.store.framing import Answer
@@ -84,6 +85,7 @@ class _Request:
     buffers: Sequence[memoryview]
     check: Callable[[Answer], None] | None
     head_only: bool
+    stall_s: float
 
 
 class Transport:
@@ -122,30 +124,46 @@ class Transport:
         self,
         method: str,
         target: str,
-        headers: Mapping[str, str],
+        headers: Mapping[str, str] | Callable[[], Awaitable[Mapping[str, str]]],
         *,
         limit_s: float,
+        stall_s: float = math.inf,
+        wait_s: float = math.inf,
         body: Body | None = None,
         buffers: Sequence[memoryview] = (),
         check: Callable[[Answer], None] | None = None,
         repeatable: bool = True,
         head_only: bool = False,
     ) -> Answer:
-        """The answer to one request, within `limit_s` of getting a slot.
+        """The answer to one request, within `limit_s` of getting a slot, for which it waits `wait_s` at most.
+
+        `headers` may be what makes them: that is called when the request is about to be sent, not before the wait.
+        `stall_s` shortens how long the request may go on without progress. `wait_s` 0 needs no slot.
 
         With `buffers`, a 200 or 206 body is received into them and must fill them exactly; `check` sees the head
         first and raises to refuse it. Any other body is in the answer. `head_only` ends at the head (a stream).
         A pooled connection that turns out to be closed is replaced without an error if the request is `repeatable`.
         """
-        request = _Request(method, _head(method, target, headers, body), body, buffers, check, head_only)
+        if wait_s:
+            await self._slot(wait_s)
         try:
-            self._slots.acquire_nowait()
-        except trio.WouldBlock:
-            await self._slots.acquire()
-        try:
+            sent = await headers() if callable(headers) else headers
+            request = _Request(method, _head(method, target, sent, body), body, buffers, check, head_only, stall_s)
             return await self._request(request, limit_s, repeatable)
         finally:
-            self._slots.release()
+            if wait_s:
+                self._slots.release()
+
+    async def _slot(self, wait_s: float) -> None:
+        try:
+            self._slots.acquire_nowait()
+            return
+        except trio.WouldBlock:
+            pass
+        with trio.move_on_after(wait_s):
+            await self._slots.acquire()
+            return
+        raise NotSent(f"all requests to {self.endpoint} that may run at once wait for their answers")
 
     async def aclose(self) -> None:
         """Closes the idle connections; those in use close when their requests end."""
@@ -186,7 +204,7 @@ class Transport:
             raise NotSent(f"no connection to {self.endpoint}: {exc.strerror or exc}") from exc
 
     async def _attempt(self, connection: _Connection, request: _Request, limit_s: float) -> Answer:
-        clock = _Clock(self._stall_timeout_s, limit_s)
+        clock = _Clock(min(self._stall_timeout_s, request.stall_s), limit_s)
         reusable = False
         try:
             with clock.scope:

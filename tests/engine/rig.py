@@ -80,14 +80,14 @@ class Line(FaultyStore):
         self.cut = False
         self.calls_left: int | None = None  # then it is cut
 
-    async def _call(self, operation: str, call: Callable[[], Awaitable[T]], key: str = "") -> T:
+    async def _faulty(self, operation: str, call: Callable[[], Awaitable[T]], key: str) -> T:
         if self.calls_left is not None:
             self.calls_left -= 1
             self.cut = self.cut or self.calls_left < 0
         if self.cut:
             await trio.lowlevel.checkpoint()
             raise Unavailable(f"{operation} {key}: the line is cut", key)
-        return await super()._call(operation, call, key)
+        return await super()._faulty(operation, call, key)
 
 
 @dataclass

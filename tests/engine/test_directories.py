@@ -138,6 +138,45 @@ async def test_failed_listing_fails_for_all_who_waited_for_it(bench: Bench) -> N
     assert len(await rig.ls("d")) == 10
 
 
+async def test_absence_is_not_said_while_others_are_answered(bench: Bench, clock: Clock) -> None:
+    """One failed question is no outage: what another node has made meanwhile is not taken for missing."""
+    rig = await filled(bench, 3)
+    await rig.ls("d")
+    await bench.upload("d/theirs")
+    clock.advance(LATER_S)
+    directory = await rig.walk("d")
+    with rig.line.held("list") as gate:
+        rig.line.schedule("list", refused())
+        rig.line.quiet = False
+        results: list[object] = []
+        async with trio.open_nursery() as nursery:
+
+            async def look() -> None:
+                results.extend(await gather([partial(rig.names.lookup, directory, b"theirs")]))
+
+            nursery.start_soon(look)
+            await gate.arrived()
+            await rig.line.head("d/00001")
+            gate.release()
+    assert isinstance(results[0], Unavailable)
+    assert await rig.exists("d/theirs")
+
+
+async def test_what_was_believed_in_an_outage_is_asked_for_after_it(bench: Bench, clock: Clock) -> None:
+    rig = await filled(bench, 3)
+    await rig.ls("d")
+    clock.advance(LATER_S)
+    rig.line.cut = True
+    assert not await rig.exists("d/theirs")
+    await rig.put("d/ours", b"1")
+    await bench.upload("d/theirs")
+    rig.line.cut = False
+    await rig.line.head("d/00001")  # any answer
+    assert await rig.exists("d/theirs")
+    await rig.drained()
+    assert bench.contents()["d/ours"] == b"1"
+
+
 async def test_new_directory_is_not_asked_for(bench: Bench) -> None:
     rig = await bench.rig()
     await rig.mkdir("d")

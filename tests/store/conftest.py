@@ -41,6 +41,11 @@ class Subject:
         await self.store.get_into(info.key, 0, [memoryview(buffer)], etag=info.etag)
         return bytes(buffer)
 
+    @property
+    def absent(self) -> dict[str, int]:
+        """What finding out that a key is not there costs: without a reason in the answer to HEAD a listing too."""
+        return {"head": 1, "list": 1} if self.kind == "seaweedfs" else {"head": 1}
+
     def counted(self) -> Counter[str]:
         """The requests since the last call."""
         counts = self.store.requests.copy()

@@ -17,6 +17,8 @@ from minio.credentials.providers import Provider, StaticProvider
 from s3fuse.errors import (
     AccessDenied,
     BadResponse,
+    ClockSkew,
+    NeedsCredentials,
     NoSuchBucket,
     NotFound,
     PreconditionFailed,
@@ -42,6 +44,8 @@ STORED = answer(200, b"", f'ETag: "{ETAG}"', f"x-amz-checksum-crc32: {CRC}")
 DESCRIBED = f'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "{ETAG}"\r\n{MODIFIED}\r\nX-Amz-Meta-A: 1\r\n\r\n'.encode()
 ABSENT = Condition(absent=True)
 LOST = b""
+#: What MinIO answers to HEAD.
+NO_KEY = answer(404, b"", "x-minio-error-code: NoSuchKey")
 
 Open: TypeAlias = "Callable[..., S3Store]"
 
@@ -101,14 +105,14 @@ async def test_lost_answer_of_a_conditional_put_that_happened(open_store: Open) 
 
 
 async def test_lost_answer_of_a_conditional_put_that_did_not_happen(open_store: Open) -> None:
-    async with scripted(play(LOST, answer(404), STORED)) as server:
+    async with scripted(play(LOST, NO_KEY, STORED)) as server:
         store = open_store(server.endpoint)
         assert await put(store) == ETAG
         assert store.requests == {"put": 2, "head": 1}
 
 
 async def test_lost_answer_of_a_conditional_put_that_happens_late(open_store: Open) -> None:
-    late = (LOST, answer(404), answer(412, failure("PreconditionFailed")), DESCRIBED)
+    late = (LOST, NO_KEY, answer(412, failure("PreconditionFailed")), DESCRIBED)
     async with scripted(play(*late)) as server:
         store = open_store(server.endpoint)
         assert await put(store) == ETAG
@@ -137,7 +141,7 @@ async def test_lost_answer_of_a_completion(open_store: Open) -> None:
     parts = [Part(1, ETAG)]
     etag = hashlib.md5(bytes.fromhex(ETAG)).hexdigest() + "-1"
     done = DESCRIBED.replace(ETAG.encode(), etag.encode())
-    async with scripted(play(LOST, answer(404), answer(404, failure("NoSuchUpload")), done)) as server:
+    async with scripted(play(LOST, NO_KEY, answer(404, failure("NoSuchUpload")), done)) as server:
         store = open_store(server.endpoint)
         assert await store.multipart_complete("k", "id", parts) == etag
         assert store.requests == {"multipart_complete": 2, "head": 2}
@@ -153,7 +157,7 @@ async def test_completion_of_an_unknown_upload(open_store: Open) -> None:
 async def test_error_hidden_in_a_success(open_store: Open, code: str, kind: type[StoreError]) -> None:
     async def serve(peer: Peer) -> None:
         while head := (await peer.request())[0]:
-            await peer.send(answer(404) if head.startswith("HEAD") else answer(200, b"  \n" + failure(code)))
+            await peer.send(NO_KEY if head.startswith("HEAD") else answer(200, b"  \n" + failure(code)))
 
     async with scripted(serve) as server:
         store = open_store(server.endpoint)
@@ -206,8 +210,11 @@ async def test_deadline_ends_retries_of_a_silent_server(open_store: Open) -> Non
         (404, "NoSuchBucket", NoSuchBucket),
         (404, "NoSuchKey", NotFound),
         (403, "AccessDenied", AccessDenied),
-        (400, "ExpiredToken", AccessDenied),
-        (401, "", AccessDenied),
+        (400, "ExpiredToken", NeedsCredentials),
+        (401, "", NeedsCredentials),
+        (403, "SignatureDoesNotMatch", NeedsCredentials),
+        (403, "RequestTimeTooSkewed", ClockSkew),
+        (404, "", BadResponse),
         (501, "NotImplemented", Unsupported),
         (400, "EntityTooLarge", Refused),
         (405, "MethodNotAllowed", Refused),
@@ -262,7 +269,7 @@ async def test_a_body_cut_in_the_middle_is_fetched_again(open_store: Open) -> No
     ],
 )
 async def test_what_was_stored_is_compared(open_store: Open, headers: list[str], good: bool) -> None:
-    async with scripted(play(answer(200, b"", *headers))) as server:
+    async with scripted(play(*[answer(200, b"", *headers)] * 3)) as server:
         store = open_store(server.endpoint)
         if good:
             await put(store, Condition())
@@ -288,12 +295,13 @@ async def test_clock_is_learnt_from_the_server(open_store: Open) -> None:
         assert store.requests == {"put": 2}
 
 
-async def test_a_refusal_with_the_right_time_is_final(open_store: Open) -> None:
-    async with scripted(play(answer(403, failure("AccessDenied"), now_header(timedelta())))) as server:
+@pytest.mark.parametrize(("code", "times"), [("AccessDenied", 2), ("SignatureDoesNotMatch", 1)])
+async def test_a_refusal_with_the_right_time_is_final(open_store: Open, code: str, times: int) -> None:
+    async with scripted(play(*[answer(403, failure(code), now_header(timedelta()))] * times)) as server:
         store = open_store(server.endpoint)
         with pytest.raises(AccessDenied):
             await put(store)
-        assert store.requests == {"put": 1}
+        assert store.requests == {"put": times}
 
 
 class Rotating(Provider):
@@ -343,7 +351,7 @@ async def test_listing_that_is_no_xml_is_asked_again_without_metadata(open_store
 
 async def test_truncated_listing_without_a_token(open_store: Open) -> None:
     bad = answer(200, b"<ListBucketResult><IsTruncated>true</IsTruncated></ListBucketResult>")
-    async with scripted(play(bad, bad)) as server:
+    async with scripted(play(*[bad] * 4)) as server:
         with pytest.raises(BadResponse):
             await open_store(server.endpoint).list_page("")
 
@@ -371,7 +379,7 @@ async def test_tls(open_store: Open, tmp_path: Path) -> None:
     body = b"x" * 300_000
     etag = hashlib.md5(body).hexdigest()
     data = answer(200, body, f'ETag: "{etag}"')
-    async with scripted(play(data, STORED, answer(403, failure("AccessDenied"))), certificate=tmp_path) as server:
+    async with scripted(play(data, STORED, answer(403, failure("InvalidAccessKeyId"))), certificate=tmp_path) as server:
         endpoint = server.endpoint.replace("127.0.0.1", "localhost")
         with pytest.raises(Refused, match="not trusted"):
             await open_store(endpoint).check()

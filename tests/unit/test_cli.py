@@ -305,6 +305,13 @@ STATUS = {
     "conflicts": ["a.conflict-host-time"],
     "hidden_keys": 3,
     "last_error": "a [red]error",
+    "server": {
+        "state": "down",
+        "since": 1_800_000_000,
+        "needs": "credentials",
+        "last_error": "ExpiredToken",
+        "last_error_at": 1_800_000_001,
+    },
 }
 
 
@@ -327,6 +334,9 @@ def test_status_shows_names_as_they_are(run: Run, mounted: Path, answers: Callab
         "a [red]error",
         "12,345",
         "pid 77",
+        "MinIO, down since 2027-01-1",
+        "needs credentials",
+        "ExpiredToken",
     ):
         assert part in text
     assert "/cache/" + "d" * 90 in re.sub(r"\s", "", text)
