@@ -9,6 +9,7 @@ SHELL := bash
 
 PYTHON ?= python3
 BUCKET ?= demo
+MINUTES ?= 30
 MNT ?= /mnt/s3fuse-demo
 KILLS ?= 100
 SEED ?= 1
@@ -40,7 +41,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup packages demo-packages demo demo-stop test crash limits check bench bench-report clean
+.PHONY: help setup packages demo-packages demo demo-stop test crash limits soak check bench bench-report clean
 
 help:
 	@echo "make setup      everything for work on s3fuse: packages, .venv, MinIO's server, fsx"
@@ -49,6 +50,7 @@ help:
 	echo "make test       all tests"
 	echo "make crash      kills of the daemon under load, KILLS=$(KILLS) of them, SEED=$(SEED)"
 	echo "make limits     4 GiB through a dirty budget of 64 MiB and a cache of 200 MiB"
+	echo "make soak       mixed load for MINUTES=$(MINUTES) through a proxy that fails a tenth of all requests"
 	echo "make check      ruff, mypy, import order"
 	echo "make clean      removes what make made in this directory"
 
@@ -161,6 +163,9 @@ crash: setup
 
 limits: setup
 	@S3FUSE_TEST_LIMIT_BYTES=$$((4 << 30)) .venv/bin/pytest -q tests/fuse/test_limits.py -k minio
+
+soak: setup
+	@PYTHONPATH="$(CURDIR)" .venv/bin/python -m tests.soak --minutes "$(MINUTES)"
 
 check: .venv/.for-tests
 	@.venv/bin/ruff check .

@@ -101,8 +101,9 @@ def test_stat_of_a_deep_path(server: Server, mounts: Mounts, buckets: Callable[.
     mount = mounts.new(server, *LONG, bucket=bucket.name)
     with counted(mount) as made:
         assert os.stat(mount.path / key).st_size == 4
-    assert made["list"] <= 11
-    assert sum(made.values()) <= {"minio": 22, "seaweedfs": 33}[server.kind]
+    # SeaweedFS does not say what is missing when a HEAD finds nothing (here: metadata kept apart); a listing does.
+    assert made["list"] <= {"minio": 11, "seaweedfs": 21}[server.kind]
+    assert sum(made.values()) <= {"minio": 22, "seaweedfs": 43}[server.kind]
     with counted(mount) as made:
         assert os.stat(mount.path / key).st_size == 4
     assert made == {}
