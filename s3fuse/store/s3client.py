@@ -210,16 +210,19 @@ class S3Client:
             if answer.status < 300:
                 return answer
             failure = self._failure(answer)
-        if answer.status == 404 and not failure.code:
-            await self._confirm_absence(call, started)
+        if answer.status in (403, 404) and not failure.code:
+            await self._find_out(call, answer.status, started)
         raise self._error(call, answer.status, failure)
 
-    async def _confirm_absence(self, call: Call, started: float) -> None:
-        """Raises unless a listing agrees that there is no such key.
+    async def _find_out(self, call: Call, status: int, started: float) -> None:
+        """Raises what a listing shows to be wrong; returns where it agrees that only this key is missing or refused.
 
-        HEAD has no body that says what is missing, the key or the bucket; and a 404 may come from something between.
+        The answer to HEAD has no body that says whether the key or the bucket is missing, the permission or the keys
+        are refused; and a 404 may come from something in between.
         """
         if call.operation != "head":
+            if status == 403:
+                return
             raise BadResponse(
                 f"{call.operation} {self.name(call.key)}: 404 that does not say what is missing", call.key
             )
@@ -232,7 +235,7 @@ class S3Client:
         found = parse_page(answer.body, metadata_known=False).objects
         # SeaweedFS lists directories that have no marker.
         unmade = call.key.endswith("/") and self.server.startswith("SeaweedFS")
-        if found and found[0].key == call.key and not unmade:
+        if status == 404 and found and found[0].key == call.key and not unmade:
             raise BadResponse(f"head {self.name(call.key)}: 404, but a listing has it", call.key)
 
     async def _once(self, call: Call, started: float) -> tuple[Answer, _Signed]:
