@@ -14,6 +14,7 @@ import secrets
 import stat
 import time
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -37,7 +38,7 @@ GATHER_S = 0.1
 def tokens(inode: Inode) -> list[str]:
     """What objects may carry that operations on the inode wrote that are not known to have happened."""
     written = inode.data.tokens[:1] if inode.data is not None else []
-    return [token for token in (*written, inode.token) if token]
+    return [token for token in (*written, *inode.token.split(",")) if token]
 
 
 class Changes:
@@ -130,12 +131,33 @@ class Changes:
 
         Without an etag it is deleted only if it carries one of the tokens in `remote.metadata`.
         """
+        if not remote.etag and self._joins(remote):
+            return
         inode = self.inodes.add_orphan(Attributes(stat.S_IFREG, 0, 0, 0, 0, 0))
         inode.remote = remote
         if remote.key not in self.inodes.displaced:
             self.inodes.displace(inode)
         self.record(inode)
         self.queue(inode, GATHER_S - time.monotonic() % GATHER_S)
+
+    def _joins(self, remote: ObjectInfo) -> bool:
+        """Leaves a doubtful object to the inode whose removed object may still be at its key, if there is one.
+
+        Two inodes for one key would each take the other's object for somebody else's.
+        """
+        before = self.inodes.displaced.get(remote.key)
+        if before is None or before.linked or before.remote is None or before.number in self.in_flight:
+            return False
+        written = (remote.metadata or {})[TOKEN]
+        if before.remote.etag:
+            before.token = ",".join(filter(None, (before.token, written)))
+            before.doubtful = True
+        else:
+            older = (before.remote.metadata or {}).get(TOKEN, "")
+            before.remote = replace(before.remote, metadata={TOKEN: f"{older},{written}"})
+        self.record(before)
+        self.queue(before)
+        return True
 
     def settle(self, inode: Inode) -> None:
         """Asks for the inode to be brought to the bucket once things are quiet, unless it is to be sooner anyway."""

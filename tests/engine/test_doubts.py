@@ -13,6 +13,8 @@ from s3fuse.store.faulty import LOST
 from tests.engine.rig import until
 
 if TYPE_CHECKING:
+    import trio
+
     from tests.engine.rig import Bench, Rig
 
 
@@ -129,6 +131,30 @@ async def test_many_deletes_after_overwrites_whose_answers_were_lost(bench: Benc
         await rig.unlink(name)
     await rig.drained()
     assert bench.contents() == {}
+
+
+@pytest.mark.parametrize("crash", [False, True])
+async def test_removed_twice_before_the_first_delete(bench: Bench, nursery: trio.Nursery, crash: bool) -> None:
+    """A new file took the place of a removed one, its answer was lost, and it is removed as well."""
+    rig = await bench.rig(ttl_s=0.0)
+    await rig.put("f", b"first")
+    await rig.drained()
+    await rig.unlink("f")
+    await rig.put("f", b"second")
+    await in_doubt(rig, "put", "f")
+    assert bench.data("f") == b"second"
+    await rig.unlink("f")
+    if crash:
+        await rig.restart()
+    assert await rig.ls() == []
+    with rig.line.held("delete") as gate:
+        nursery.start_soon(rig.drain)
+        await gate.arrived()
+        assert await rig.ls() == []
+    await rig.drained()
+    assert bench.contents() == {}
+    assert await rig.ls() == []
+    rig.check_clean()
 
 
 async def test_somebody_elses_version_is_not_taken_for_ours(bench: Bench, expected_log: list[str]) -> None:
