@@ -107,11 +107,24 @@ def test_refused_overwrite_leaves_both_versions(
     assert bucket.get("f") == b"new"
 
 
-@pytest.mark.parametrize("fault", [Fault.XML, Fault.HTML, Fault.SHORT_BODY, Fault.NO_BUCKET])
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [
+        ("minio", Fault.XML),
+        ("minio", Fault.SHORT_BODY),
+        ("seaweedfs", Fault.HTML),
+        ("seaweedfs", Fault.NO_BUCKET),
+    ],
+)
 def test_nothing_else_is_taken_for_a_file_or_a_listing(
-    server: Server, proxy: Proxy, mounts: Mounts, buckets: Callable[..., Bucket], fault: Fault
+    request: pytest.FixtureRequest, mounts: Mounts, buckets: Callable[..., Bucket], kind: str, fault: Fault
 ) -> None:
-    bucket = buckets(server)
+    server: Server = request.getfixturevalue(f"{kind}_server")
+    with proxied(server) as proxy:
+        answered_wrong(proxy, mounts, buckets(server), fault)
+
+
+def answered_wrong(proxy: Proxy, mounts: Mounts, bucket: Bucket, fault: Fault) -> None:
     body = os.urandom(300_000)
     bucket.put("d/f", body)
     mount = mounts.new(proxy.server, "--attr-ttl", "100ms", bucket=bucket.name)
@@ -140,6 +153,7 @@ def test_nothing_else_is_taken_for_a_file_or_a_listing(
     proxy.fail(fault, "get", times=2)
     proxy.fail(fault, "list", times=2)
     assert (mount.path / "d/f").read_bytes() == body
+    mount.stop()
 
 
 @pytest.mark.timeout(240)

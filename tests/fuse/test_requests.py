@@ -122,7 +122,7 @@ def test_long_listing(server: Server, mounts: Mounts, buckets: Callable[..., Buc
         lines = run("ls", "-l", mount.path / "d").stdout.splitlines()
     assert len(lines) == 101
     assert all(line.startswith("-rw-------") for line in lines[1:])
-    assert made["list"] <= 2
+    assert made["list"] <= {"minio": 2, "seaweedfs": 3}[server.kind]
     assert made["head"] <= {"minio": 1, "seaweedfs": 102}[server.kind]
     assert set(made) <= {"list", "head"}
     with counted(mount) as made:
@@ -137,7 +137,7 @@ def test_names_alone(server: Server, mounts: Mounts, buckets: Callable[..., Buck
     mount = mounts.new(server, *LONG, bucket=bucket.name)
     with counted(mount) as made:
         assert len(run("ls", "-U", "--color=never", mount.path / "d").stdout.split()) == 300
-    assert made["list"] <= 2
+    assert made["list"] <= {"minio": 2, "seaweedfs": 3}[server.kind]  # see the deep path
 
 
 def test_delete_of_a_tree(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
@@ -197,7 +197,7 @@ def test_attributes_are_one_copy(server: Server, mounts: Mounts, buckets: Callab
 
 
 def test_statfs_asks_nobody(server: Server, mounts: Mounts) -> None:
-    mount = mounts.new(server)
+    mount = mounts.new(server, *LONG)  # df looks at the root, too
     with counted(mount) as made:
         os.statvfs(mount.path)
         run("df", mount.path)
