@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from s3fuse.store.base import ObjectInfo
-    from s3fuse.writing.staging import DirtyFile
+    from s3fuse.writing.dirty import DirtyFile
 
 ROOT = 1
 

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode
     from s3fuse.store.base import Buffer, Store
+    from s3fuse.writing.dirty import DirtyFile
     from s3fuse.writing.plan import Limits
-    from s3fuse.writing.staging import DirtyFile, Staging
+    from s3fuse.writing.staging import Staging
 
 #: So many packs make the largest file that needs no longer ones; far fewer than parts are allowed.
 PACKS = 2000

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from s3fuse import attrs, keys
 from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
+from s3fuse.writing.dirty import DirtyFile
 from s3fuse.writing.journal import unreadable
 from s3fuse.writing.rows import NodeRow, StagedLayer, decode_map, decode_xattrs
-from s3fuse.writing.staging import DirtyFile, Staging
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.writing.journal import Journal
     from s3fuse.writing.leftovers import Uploads
+    from s3fuse.writing.staging import Staging
 
 log = logging.getLogger(__name__)
 

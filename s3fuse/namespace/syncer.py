@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from s3fuse.namespace.directories import Directories
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import Store
-    from s3fuse.writing.staging import DirtyFile
+    from s3fuse.writing.dirty import DirtyFile
 
 log = logging.getLogger(__name__)
 

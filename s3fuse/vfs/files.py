@@ -15,8 +15,8 @@ from s3fuse.reading.records import BLOCK_BYTES
 from s3fuse.reading.siblings import Siblings
 from s3fuse.reading.window import INITIAL_BYTES, Window
 from s3fuse.store.base import ObjectInfo
+from s3fuse.writing.dirty import DirtyFile
 from s3fuse.writing.layers import BASE
-from s3fuse.writing.staging import DirtyFile
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode

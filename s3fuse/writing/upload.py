@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
     from s3fuse.store.base import Body, Buffer, ObjectInfo, Store
+    from s3fuse.writing.dirty import DirtyFile
     from s3fuse.writing.layers import Piece
     from s3fuse.writing.leftovers import Uploads
-    from s3fuse.writing.staging import DirtyFile
 
 CHUNK_BYTES = 1 << 20
 PARTS_AT_ONCE = 4

@@ -13,10 +13,11 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from s3fuse.writing.dirty import DirtyFile
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.layers import BASE
 from s3fuse.writing.rows import NodeRow
-from s3fuse.writing.staging import SLOT_BYTES, DirtyFile, Staging
+from s3fuse.writing.staging import SLOT_BYTES, Staging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

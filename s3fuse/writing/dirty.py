@@ -1,0 +1,360 @@
+"""The staged bytes of one dirty file: its layers, oldest first, each in a slot of the slab or in a file of its own.
+
+A write is a pwrite and then a journal row, both before it is acknowledged: bytes that no row names are never read.
+The rows have checksums (see `checks`), and nothing is read that does not fit them.
+While an upload reads the oldest layer it is frozen and writes go to a second one on top, so an upload sends one
+version, whatever programs write meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse.writing.checks import Damage, Segments
+from s3fuse.writing.durable import sync_files, sync_names
+from s3fuse.writing.extents import Extents
+from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
+from s3fuse.writing.overlay import pack
+from s3fuse.writing.parking import Pack, ParkedFile
+from s3fuse.writing.rows import StagedLayer
+from s3fuse.writing.staging import SLOT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from s3fuse.writing.parking import Temporary
+    from s3fuse.writing.staging import Staging
+
+log = logging.getLogger(__name__)
+
+
+class DirtyFile:
+    """What one regular file has on top of its object: layers, oldest first. Sizes and offsets in bytes."""
+
+    __slots__ = (
+        "_fds",
+        "_homes",
+        "_segments",
+        "_slots",
+        "_spills",
+        "_unchecked",
+        "base_bytes",
+        "damaged",
+        "frozen",
+        "layers",
+        "number",
+        "outdated_tokens",
+        "parked",
+        "staging",
+        "tokens",
+    )
+
+    def __init__(self, staging: Staging, number: int, base_bytes: int) -> None:
+        self.staging = staging
+        self.number = number
+        self.base_bytes = base_bytes
+        self.layers: list[Layer] = []
+        self.tokens: list[str] = []
+        self.damaged = ""  # what was found to be wrong with staged bytes
+        self.outdated_tokens: list[str] = []  # of layers that were given up; the bucket may have them all the same
+        self.frozen = False  # layers[0] is being uploaded or parked and must not change
+        self.parked = ParkedFile(number, staging)
+        self._slots: dict[int, int] = {}  # generation -> slot
+        self._spills = 0  # how often a layer has left its slot
+        self._fds: dict[int, int] = {}  # generation -> its own file
+        self._segments: dict[int, Segments] = {}  # generation -> checksums of what is staged
+        self._unchecked: set[int] = set()  # generations that an earlier process staged, and nobody has read since
+        self._homes: dict[int, int] = {}  # generation -> `home` of its journal row, where it has one
+
+    @classmethod
+    def recovered(cls, staging: Staging, number: int, base_bytes: int, layers: Sequence[StagedLayer]) -> DirtyFile:
+        """A file as the journal knows it."""
+        self = cls(staging, number, base_bytes)
+        for staged in layers:
+            generation = staged.layer.generation
+            self.layers.append(staged.layer)
+            self.tokens.append(staged.token)
+            self._homes[generation] = staged.home
+            self._segments[generation] = Segments(staged.segments)
+            self._unchecked.add(generation)
+            if staged.slot is not None:
+                self._slots[generation] = staged.slot
+            staging.staged_bytes += staged.layer.extents.total_bytes
+        # The oldest layer may be in the bucket already, unknown to the journal: what is written now must not join it.
+        self.frozen = bool(layers)
+        return self
+
+    def check_lengths(self) -> None:
+        """Notes in `damaged` what the staging files lack of what the journal says they hold."""
+        for layer in self.layers:
+            fd, offset = self._place(layer.generation)
+            length = max(0, os.fstat(fd).st_size - offset)
+            if length < layer.extents.end:
+                path = self.staging.path(self.number, layer.generation)
+                self.damaged = f"staged data is damaged: {path} has {length} bytes of {layer.extents.end}"
+
+    @property
+    def unchecked(self) -> bool:
+        """Whether the oldest layer must be looked at before it is uploaded."""
+        return bool(self.damaged or (self.layers and self.layers[0].generation in self._unchecked))
+
+    def check(self) -> Iterator[None]:
+        """Reads every staged byte of the oldest layer, a block a step. Raises OSError(EIO), `damaged` says why."""
+        generation = self.layers[0].generation
+        for segment in list(self._segments[generation]):
+            if not segment.fits(self._pread(generation, segment.start, segment.stop)):
+                raise self._found(Damage(segment.start, segment.stop), generation)
+            yield
+        self.damaged = ""
+        self._unchecked.discard(generation)
+
+    def _found(self, damage: Damage, generation: int) -> OSError:
+        where = "the slab" if generation in self._slots else self.staging.path(self.number, generation)
+        text = f"staged data is damaged: bytes {damage.start} to {damage.stop} in {where} are not what was written"
+        if not self.damaged:
+            log.error("inode %d: %s", self.number, text)
+        self.damaged = text
+        return OSError(errno.EIO, text)
+
+    def give_up_oldest(self) -> bool:
+        """Drops a damaged oldest layer where nothing of it is seen any more; gives whether it did."""
+        if len(self.layers) < 2:
+            return False
+        seen = self.pieces(0, self.size)
+        without = resolve(self.layers[1:], self.base_bytes, 0, self.size, self.parked.overlay)
+        if seen != [piece._replace(source=piece.source + 1) if piece.source >= 0 else piece for piece in without]:
+            return False
+        self.outdated_tokens.append(self.tokens[0])
+        with self.staging.journal.transaction():
+            self.parked.packs = []
+            self._discard(self._pop_oldest())
+        self.damaged = ""
+        return True
+
+    @property
+    def size(self) -> int:
+        return self.layers[-1].size_bytes if self.layers else self.base_bytes
+
+    @property
+    def staged_bytes(self) -> int:
+        return sum(layer.extents.total_bytes for layer in self.layers)
+
+    def _top(self) -> Layer:
+        """The layer that takes changes: a new one where there was none, or the only one is frozen."""
+        if self.layers and not (self.frozen and len(self.layers) == 1):
+            return self.layers[-1]
+        layer = Layer(self.layers[-1].generation + 1 if self.layers else 0, Extents(), self.size, self.size)
+        self.layers.append(layer)
+        self.tokens.append(self.staging.new_token())
+        self._slots[layer.generation] = self.staging.take_slot()
+        self._segments[layer.generation] = Segments()
+        return layer
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Stages and journals one write. Raises OSError of the local disk; then nothing is acknowledged."""
+        layer = self._top()
+        generation = layer.generation
+        stop = offset + len(data)
+        if stop > SLOT_BYTES and generation in self._slots:
+            self._spill(layer)
+        journal, segments = self.staging.journal, self._segments[generation]
+        steps = segments.write(offset, data, partial(self._pread, generation))
+        home = self._homes.get(generation)
+        if home is not None and any(step.overwrites for step in steps):
+            journal.doubt_segments(self.number, generation, home, steps)
+            segments.doubt(steps)
+        self._pwrite(generation, data, offset)
+        before = layer.extents.total_bytes
+        layer.write(offset, stop)
+        self.staging.staged_bytes += layer.extents.total_bytes - before
+        for step in steps:
+            segments.apply(step)
+        if home is None:
+            self._homes[generation] = journal.put_layer(self._staged(layer), self.number)
+        else:
+            self._homes[generation] = journal.change_segments(self.number, generation, home, steps)
+
+    def _pwrite(self, generation: int, data: bytes, offset: int) -> None:
+        fd, base = self._place(generation)
+        done = os.pwrite(fd, data, base + offset)
+        while done < len(data):
+            done += os.pwrite(fd, data[done:], base + offset + done)
+
+    def _pread(self, generation: int, start: int, stop: int) -> bytes:
+        fd, base = self._place(generation)
+        return os.pread(fd, stop - start, base + start)
+
+    def truncate(self, size: int) -> None:
+        layer = self._top()
+        generation = layer.generation
+        before = layer.extents.total_bytes
+        cut = self._segments[generation].clip(size, partial(self._pread, generation))
+        layer.truncate(size)
+        self.staging.staged_bytes += layer.extents.total_bytes - before
+        home = self._homes.get(generation)
+        journal = self.staging.journal
+        if home is None:
+            self._homes[generation] = journal.put_layer(self._staged(layer), self.number)
+        else:
+            self._homes[generation] = journal.cut_layer(layer, self.number, home, cut)
+
+    def _staged(self, layer: Layer) -> StagedLayer:
+        token = self.tokens[self.layers.index(layer)]
+        generation = layer.generation
+        return StagedLayer(layer, token, self._slots.get(generation), list(self._segments[generation]))
+
+    def journal_again(self) -> None:
+        """Records every layer in a journal that knows nothing of the file."""
+        for layer in self.layers:
+            self._homes[layer.generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
+        self.parked.journal_again()
+
+    def _spill(self, layer: Layer) -> None:
+        """Moves a layer that outgrows its slot to a file of its own. Where that fails it stays where it was."""
+        generation = layer.generation
+        slot = self._slots.pop(generation)
+        try:
+            fd, base = self._place(generation)
+            for start, stop in layer.extents:
+                data = os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)
+                if os.pwrite(fd, data, base + start) != len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.staging.path(self.number, generation))
+            if generation in self._homes:
+                self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
+        except BaseException:
+            self._slots[generation] = slot
+            if generation in self._fds:
+                os.close(self._fds.pop(generation))
+            self.staging.drop_own(self.number, generation)
+            raise
+        self._spills += 1
+        self.staging.give_slot(slot)
+
+    def pieces(self, start: int, stop: int, layers: int | None = None) -> list[Piece]:
+        """Where bytes [start, stop) are: `Piece.source` is an index of `layers`, BASE or HOLE."""
+        return resolve(self.layers[:layers], self.base_bytes, start, stop, self.parked.overlay)
+
+    def read_piece(self, piece: Piece) -> bytes:
+        """The bytes of a piece that is not in BASE. Raises OSError(EIO) where they are not what was written."""
+        if piece.source == HOLE:
+            return bytes(piece.stop - piece.start)
+        generation = self.layers[piece.source].generation
+        try:
+            return self._segments[generation].read(piece.start, piece.stop, partial(self._pread, generation))
+        except Damage as damage:
+            raise self._found(damage, generation) from None
+
+    def freeze(self) -> None:
+        """Fixes the oldest layer for an upload."""
+        self.frozen = True
+
+    def commit(self, size: int) -> None:
+        """The frozen layer is in the bucket as `size` bytes: it becomes the base. Call inside a journal transaction."""
+        self.base_bytes = size
+        self.parked.clear()
+        self._discard(self._pop_oldest())
+
+    def _pop_oldest(self) -> Layer:
+        self.tokens.pop(0)
+        self.frozen = False
+        return self.layers.pop(0)
+
+    def park(self, pack_bytes: int, new: Callable[[], Temporary]) -> list[Pack]:
+        """Freezes the oldest layer and gives what is to be sent of it; the same again until `parked_oldest`."""
+        if not self.parked.packs:
+            self.freeze()
+            if len(self.layers) == 1:  # a changed file always has one: its token is that of the next upload
+                top = self._top()
+                self._homes[top.generation] = self.staging.journal.put_layer(self._staged(top), self.number)
+            extents = self.layers[0].extents
+            self.parked.begin([Pack(ranges, new()) for ranges in pack(extents, extents.total_bytes, pack_bytes)])
+        return self.parked.packs
+
+    def parked_oldest(self) -> None:
+        """All of it is in the bucket: the staged bytes go. Call inside a journal transaction."""
+        layer = self._pop_oldest()
+        self.parked.done(layer)
+        self._discard(layer)
+
+    def discard(self) -> None:
+        """Drops every layer: the file is gone."""
+        for layer in self.layers:
+            self._discard(layer)
+        self.layers.clear()
+        self.tokens.clear()
+        self.parked.clear()
+
+    def _discard(self, layer: Layer) -> None:
+        self.staging.journal.drop_layer(self.number, layer.generation)
+        self._homes.pop(layer.generation, None)
+        self._unchecked.discard(layer.generation)
+        self._segments.pop(layer.generation, None)
+        self.staging.staged_bytes -= layer.extents.total_bytes
+        slot = self._slots.pop(layer.generation, None)
+        fd = self._fds.pop(layer.generation, None)
+        self.staging.journal.after_commit(partial(self._free, layer.generation, slot, fd))
+
+    def _free(self, generation: int, slot: int | None, fd: int | None) -> None:
+        """Gives back the place of bytes that nothing names any more."""
+        if slot is not None:
+            self.staging.give_slot(slot)
+            return
+        if fd is not None:
+            os.close(fd)
+            if not self._fds:
+                self.staging.open_files.discard(self)
+        self.staging.drop_own(self.number, generation)
+
+    def _place(self, generation: int) -> tuple[int, int]:
+        """The descriptor and the offset in it where the layer's bytes begin."""
+        slot = self._slots.get(generation)
+        if slot is not None:
+            return self.staging.slab, slot * SLOT_BYTES
+        own = self.staging.own_place(self.number, generation)
+        if own is not None:
+            return own
+        fd = self._fds.get(generation)
+        if fd is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+            fd = self._fds[generation] = os.open(self.staging.path(self.number, generation), flags, 0o600)
+            self.staging.open_files.add(self)
+        return fd, 0
+
+    def mend(self) -> list[str]:
+        """Puts open staging files back that were removed; gives their names."""
+        mended = []
+        for generation, fd in self._fds.items():
+            if os.fstat(fd).st_nlink or generation not in self._segments:
+                continue
+            path = self.staging.path(self.number, generation)
+            new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            for start, stop, _ in self._segments[generation]:
+                os.pwrite(new, os.pread(fd, stop - start, start), start)
+            os.dup2(new, fd, inheritable=False)
+            os.close(new)
+            mended.append(os.path.basename(path))
+        return mended
+
+    async def sync(self) -> None:
+        """Returns when every byte staged before is on the disk. Raises OSError."""
+        while True:
+            moved = self._spills
+            # Of their own: the file may be written, uploaded and closed meanwhile.
+            descriptors = [os.dup(self._place(layer.generation)[0]) for layer in self.layers if layer.extents.end]
+            await trio.to_thread.run_sync(sync_files, descriptors)
+            if len(self._slots) < len(self.layers):
+                await trio.to_thread.run_sync(sync_names, self.staging.directory)
+            if moved == self._spills:  # else bytes have gone to a file that was not there to be synced
+                return
+
+    def close(self) -> None:
+        """Closes the file's own staging files until they are needed again."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+        self.staging.open_files.discard(self)
