@@ -33,6 +33,8 @@ QUIET_S = 0.1
 SETTLE_S = 1.0
 #: Objects left behind are deleted in steps of this, so that many go with one request.
 GATHER_S = 0.1
+#: A server may carry out a request some time after the process that sent it has died.
+LATE_S = 5.0
 
 
 def tokens(inode: Inode) -> list[str]:
@@ -58,6 +60,23 @@ class Changes:
         self._last_change = 0.0
         self._waiters: dict[int, list[trio.Event]] = {}
         self._wake = trio.Event()
+        self._held: dict[str, float] = {}  # key -> until when
+
+    def hold(self, key: str) -> None:
+        """Has nothing written at a key for a while: a delete that an earlier process sent may still come there.
+
+        Of all requests only a delete has no condition: it would take the new object.
+        """
+        self._held[key] = time.monotonic() + LATE_S
+
+    def held_for_s(self, key: str) -> float:
+        """For how long nothing may be written at a key yet."""
+        if key not in self._held:
+            return 0.0
+        left_s = self._held[key] - time.monotonic()
+        if left_s <= 0:
+            del self._held[key]
+        return max(0.0, left_s)
 
     def record(self, inode: Inode) -> None:
         """Journals the inode as it is now and counts it as changed."""

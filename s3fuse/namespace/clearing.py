@@ -103,6 +103,21 @@ class Clearing:
             self.changes.queue(other)
         raise Behind(other)
 
+    async def went_by_itself(self, inode: Inode, key: str) -> bool:
+        """Whether the object that was to be replaced or deleted at `key` has been replaced or deleted already.
+
+        Then nothing of another inode is there any more, and `inode` can be brought there as a new file.
+        """
+        other = self.inodes.displaced.get(key)
+        if other is None or other is inode or other.linked or other.remote is None:
+            return False
+        remote = other.remote
+        info = await look(self.store, key)
+        if other.remote is remote and (info is None or info.etag != remote.etag):
+            with self.changes.journal.transaction():
+                self.deletes.forget(other)
+        return other.remote is not remote
+
     async def _look_at_doubtful(self, other: Inode, remote: ObjectInfo) -> None:
         """Finds out what an operation whose answer was lost has left at a key."""
         info = await look(self.store, remote.key)

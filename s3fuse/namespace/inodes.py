@@ -181,6 +181,8 @@ class Inodes:
         self.table: dict[int, Inode] = {ROOT: self.root}
         #: Where the bucket holds an inode whose place in the tree is another one, or none.
         self.displaced: dict[str, Inode] = {}
+        #: The keys that an operation in the bucket holds now, with the inode that it is for.
+        self.claimed: dict[str, Inode] = {}
         #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
         self.deleted_at: TTLCache[str, float] = TTLCache(1 << 20, 300, time.monotonic)
         #: How many of `displaced` are below a directory key.
@@ -286,6 +288,10 @@ class Inodes:
             if key.endswith("/") and self.at(key) is None:
                 self._left[key] = time.monotonic()
 
+    def is_at(self, inode: Inode, key: str) -> bool:
+        """Whether this is the key that the inode's name stands for."""
+        return inode.linked and self.object_key(inode) == key
+
     def at(self, key: str) -> Inode | None:
         """The inode whose name stands for this key, if it is known."""
         if not key.startswith(self.prefix):
@@ -301,6 +307,8 @@ class Inodes:
         if when is None:
             return False
         if self._displaced_below[key] > 0 or when >= asked_at:
+            return True
+        if any(held.startswith(key) and not self.is_at(inode, held) for held, inode in self.claimed.items()):
             return True
         del self._left[key]
         return False

@@ -57,7 +57,10 @@ class Merge:
 
     def _hidden_by_us(self, key: str, started: float) -> bool:
         """Whether the object at `key` is one that we have moved away or deleted, or are about to."""
-        return key in self.inodes.displaced or self.inodes.deleted_at.get(key, -1.0) >= started
+        if key in self.inodes.displaced or self.inodes.deleted_at.get(key, -1.0) >= started:
+            return True
+        writing = self.inodes.claimed.get(key)
+        return writing is not None and not self.inodes.is_at(writing, key)
 
     def is_leaving(self, key: str, started: float) -> bool:
         """Whether a prefix is only what is left of a directory that we have removed or renamed."""

@@ -57,6 +57,8 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
             changes.doubt(inode)
         if inode.linked and inode.maybe_at is None and (inode.remote is None or inode.remote.key != key):
             inode.maybe_at = key
+        if not inode.linked and inode.remote is not None:
+            changes.hold(inode.remote.key)
         changes.queue(inode)
     inodes.leave_what_is_not_there()
     if rows:

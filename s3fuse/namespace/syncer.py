@@ -121,6 +121,7 @@ class Syncer:
             return False
         self._busy |= wanted
         self.changes.in_flight[inode.number] = wanted
+        self.inodes.claimed.update(dict.fromkeys(wanted, inode))
         return True
 
     def _more_deletes(self) -> Iterable[Inode]:
@@ -160,7 +161,12 @@ class Syncer:
                 self._postpone(inode, error)
         finally:
             for inode in batch:
-                self._busy -= self.changes.in_flight.pop(inode.number)
+                held = self.changes.in_flight.pop(inode.number)
+                if inode.maybe_at is not None and not self.inodes.is_at(inode, inode.maybe_at):
+                    self.changes.doubt(inode)  # what it may have written is hidden from now on, too
+                self._busy -= held
+                for key in held:
+                    del self.inodes.claimed[key]
                 if inode.data is not None and not inode.opens:
                     inode.data.close()  # however many files wait for another attempt
             self._slots.release_on_behalf_of(first)
@@ -199,6 +205,10 @@ class Syncer:
         key = self.inodes.object_key(inode)
         self._clearing.directory_first(inode)
         await self._clearing.clear(inode, key)
+        held_s = self.changes.held_for_s(key)
+        if held_s:
+            self.changes.queue(inode, held_s)
+            return
         if inode.maybe_at not in (None, key):
             self.changes.doubt(inode)
         if inode.remote is None or inode.remote.key != key:
@@ -214,6 +224,9 @@ class Syncer:
             else:
                 await self._copy(inode, key)
         except (PreconditionFailed, NotFound) as error:
+            if await self._clearing.went_by_itself(inode, key):
+                self.changes.queue(inode)
+                return
             ours = await self.conflicts.resolve(inode, key, error)
             if ours is not None:
                 target = Target(key, ours.metadata or {}, ours.headers or {}, ANY)

@@ -24,6 +24,7 @@ def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "QUIET_S", 3600.0)
     monkeypatch.setattr(changes, "SETTLE_S", 3600.0)
     monkeypatch.setattr(changes, "GATHER_S", 0.001)
+    monkeypatch.setattr(changes, "LATE_S", 0.0)
     monkeypatch.setattr(syncer, "BEHIND_S", 0.001)
 
 

@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from s3fuse.errors import AccessDenied, StoreError
+from s3fuse.namespace import changes
 from s3fuse.namespace.changes import Changes
+from s3fuse.store.faulty import LOST
 from s3fuse.writing import leftovers
 from tests.engine.rig import SMALL_LIMITS, Bench, Rig, fails, until
 
@@ -400,3 +402,93 @@ async def test_what_was_removed_is_not_taken_for_gone_where_the_bucket_is(bench:
     bench.store.bucket_exists = True
     await rig.drained()
     assert bench.listed() == []
+
+
+@pytest.mark.parametrize("what", ["unlink", "rename", "with its directory"])
+async def test_a_file_on_its_way_is_not_seen_where_it_is_no_longer(bench: Bench, what: str) -> None:
+    """Its upload has done its work in the bucket, its answer has not come."""
+    rig = await bench.rig(ttl_s=0.0)
+    await rig.mkdir("d")
+    await rig.drained()
+    await rig.put("d/f", b"data")
+    with unheard(bench, "put") as done:
+        await begin(rig, done)
+        assert bench.listed() == ["d/", "d/f"]
+        match what:
+            case "unlink":
+                await rig.unlink("d/f")
+            case "rename":
+                await rig.rename("d/f", "g")
+            case _:
+                await rig.unlink("d/f")
+                await rig.rmdir("d")
+        expected = (
+            {"": ["d"], "d": []} if what == "unlink" else {"": ["d", "g"], "d": []} if what == "rename" else {"": []}
+        )
+        for folder, names in expected.items():
+            assert await rig.ls(folder) == names
+        assert not await rig.exists("d/f")
+
+
+async def test_a_file_whose_first_upload_is_in_doubt_is_not_seen_after_it_was_removed(bench: Bench) -> None:
+    rig = await bench.rig(ttl_s=0.0)
+    await rig.put("f", b"data")
+    rig.line.schedule("put", LOST)
+    for inode in rig.dirty():
+        rig.core.changes.queue(inode)
+    await until(lambda: bench.listed() == ["f"] and not rig.core.changes.in_flight)
+    await rig.unlink("f")
+    assert await rig.ls() == []
+    assert not await rig.exists("f")
+    await rig.drained()
+    assert bench.listed() == []
+
+
+async def test_nothing_is_written_where_a_delete_of_a_dead_process_may_still_come(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await bench.rig()
+    await rig.put("f", b"old")
+    await rig.drained()
+    with unheard(bench, "delete") as done:
+        await rig.unlink("f")
+        await begin(rig, done)
+        await rig.crash()
+    monkeypatch.setattr(changes, "LATE_S", 0.4)
+    began = trio.current_time()
+    await rig.start()
+    await rig.put("f", b"new")
+    await rig.put("g", b"elsewhere")
+    while rig.dirty():
+        await rig.drain()
+        if trio.current_time() - began < 0.3:
+            assert "f" not in bench.listed()
+    assert trio.current_time() - began >= 0.4
+    assert bench.contents() == {"f": b"new", "g": b"elsewhere"}
+
+
+async def test_a_new_file_where_others_have_deleted_what_was_to_be_deleted(bench: Bench) -> None:
+    rig = await bench.rig()
+    await rig.put("f", b"old")
+    await rig.drained()
+    await rig.unlink("f")
+    await bench.remove("f")
+    await rig.put("f", b"new")
+    await rig.drained()
+    assert bench.contents() == {"f": b"new"}
+    rig.check_clean()
+
+
+async def test_a_new_file_where_others_have_replaced_what_was_to_be_deleted(
+    bench: Bench, expected_log: list[str]
+) -> None:
+    expected_log.append("was changed by somebody else")
+    rig = await bench.rig()
+    await rig.put("f", b"old")
+    await rig.drained()
+    await rig.unlink("f")
+    await bench.upload("f", b"theirs")
+    await rig.put("f", b"new")
+    await rig.drained()
+    (conflict,) = set(bench.listed()) - {"f"}
+    assert bench.contents() == {"f": b"theirs", conflict: b"new"}
