@@ -50,8 +50,8 @@ class Report:
     slowest_s: dict[str, float] = field(default_factory=dict)
     #: Whatever must not be: wrong bytes, wrong names, calls that fail as no fault explains.
     losses: list[str] = field(default_factory=list)
-    #: A known fault, no loss: a new file that is removed while its first upload is under way, or failed with its answer
-    #: lost, may be seen again until its object is deleted.
+    #: No loss, but not right: MinIO lists an object that it is writing or deleting as a prefix for a moment, so that a
+    #: name may be seen again, as a directory, until the TTL is over.
     seen_again: list[str] = field(default_factory=list)
     faults: Counter[tuple[str, str]] = field(default_factory=Counter)
     requests: Counter[str] = field(default_factory=Counter)
@@ -111,7 +111,7 @@ class Worker:
         except OSError as error:
             code = errno.errorcode.get(error.errno or 0, str(error.errno))
             self.report.failed[name, code] += 1
-            if error.errno in (errno.EEXIST, errno.ESTALE, errno.ENOTEMPTY):
+            if error.errno in (errno.EEXIST, errno.EISDIR, errno.ESTALE, errno.ENOTEMPTY):
                 self.report.seen_again.append(f"{self.root.name}: {name}: {error}")
             elif error.errno not in FAULT_ERRNOS:
                 self.lose(f"{name}: {error}")
