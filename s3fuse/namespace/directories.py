@@ -95,9 +95,8 @@ class Directories:
         """Asks the bucket about an inode, or about a name that the last listing of its directory did not have.
 
         While the server is away, or takes our keys no longer, what was known stays good, so that cached data is served
-        and files are made. Where it
-        answers others, an inode that is known stays so, but that a name is not there is no longer said: somebody may
-        have made it since.
+        and files are made. Where it answers others, an inode that is known stays so, but that a name is not there is no
+        longer said: somebody may have made it since.
         """
         if known is None or not (known.complete if isinstance(known, Listing) else known.attributes_known):
             with waits.interruptible():
