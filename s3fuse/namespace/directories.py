@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -266,6 +267,10 @@ class Directories:
         if not is_prefix and page.next_token is not None and self._last(page) < key + "/":
             below = await self.store.list_page(key + "/", limit=1)
             is_prefix = bool(below.objects or below.prefixes)
+        if is_prefix and await self._is_ghost(directory, key + "/"):
+            if name in directory.children:
+                return
+            is_prefix = False
         info = next((info for info in page.objects if info.key == key), None)
         if is_prefix and not self._merge.is_leaving(key + "/", started):
             self._merge.prefix(directory, name, started)
@@ -273,6 +278,17 @@ class Directories:
             self._merge.object(directory, name, info, started)
         else:
             self._merge.absent(directory, name, started)
+
+    async def _is_ghost(self, directory: Inode, key: str) -> bool:
+        """Whether a prefix is none: MinIO shows an object that is being written or deleted as one for a moment.
+
+        Only where a file is known, or was until lately, is there reason to ask.
+        """
+        child = directory.children.get(key[len(self.inodes.key(directory)) : -1])
+        if (child is None or child.is_directory) and not self.inodes.was_file(key[:-1]):
+            return False
+        below = await self.store.list_page(key, limit=1)
+        return not (below.objects or below.prefixes)
 
     @staticmethod
     def _last(page: Page) -> str:
@@ -315,6 +331,10 @@ class Directories:
             asked = time.monotonic()
             page = await self.store.list_page(prefix, token=token)
             count += 1
+            ghosts = [key for key in page.prefixes if await self._is_ghost(directory, key)]
+            if ghosts:  # what is known of these names stays as it is
+                page = replace(page, prefixes=tuple(key for key in page.prefixes if key not in ghosts))
+                seen.update(key[len(prefix) : -1] for key in ghosts)
             shown = self._merge.page(directory, page, started, asked)
             seen.update(shown.files, shown.directories)
             hidden += shown.hidden

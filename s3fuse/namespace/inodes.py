@@ -318,6 +318,10 @@ class Inodes:
         below = Counter(above for key in keys_to_delete for above in _ancestors(key))
         return {key for key in keys_to_delete if key.endswith("/") and self._displaced_below[key] > below[key]}
 
+    def was_file(self, key: str) -> bool:
+        """Whether an object at this key was deleted here lately, or is about to be, or is being written."""
+        return key in self.deleted_at or key in self.displaced or key in self.claimed
+
     def note_deleted(self, key: str) -> None:
         self.deleted_at[key] = time.monotonic()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import stat
@@ -589,3 +590,59 @@ async def test_what_is_known_is_served_while_the_bucket_does_not_answer(bench: B
     assert await rig.cat("d/00001") == b"x"
     with pytest.raises(Unavailable):
         await rig.walk("never/seen")
+
+
+class Ghosts(MemoryStore):
+    """Shows some objects, or what is left of them, as prefixes with nothing below, as MinIO does for a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ghosts: set[str] = set()
+
+    async def list_page(
+        self, prefix: str, *, delimiter: str = "/", token: str | None = None, start_after: str = "", limit: int = 1000
+    ) -> Page:
+        page = await super().list_page(prefix, delimiter=delimiter, token=token, start_after=start_after, limit=limit)
+        shown = {f"{key}/" for key in self.ghosts if key.startswith(prefix)}
+        objects = tuple(info for info in page.objects if info.key not in self.ghosts)
+        return dataclasses.replace(page, objects=objects, prefixes=tuple(sorted({*page.prefixes, *shown})))
+
+
+@pytest.mark.parametrize("how", ["listing", "lookup"])
+async def test_a_file_that_minio_shows_as_a_prefix_for_a_moment_stays_one(bench: Bench, how: str) -> None:
+    store = bench.store = Ghosts()
+    await bench.upload("f", b"data")
+    rig = await bench.rig(ttl_s=0.0)
+    assert await rig.ls() == ["f"]
+    store.ghosts = {"f"}  # somebody overwrites it
+    if how == "listing":
+        assert await rig.ls() == ["f"]
+    else:
+        rig.core.inodes.root.folder().complete = False
+        assert not (await rig.walk("f")).is_directory
+    assert await rig.cat("f") == b"data"
+
+
+@pytest.mark.parametrize("how", ["listing", "lookup"])
+async def test_a_file_that_was_removed_is_no_directory(bench: Bench, how: str) -> None:
+    store = bench.store = Ghosts()
+    rig = await bench.rig(ttl_s=0.0)
+    await rig.put("f", b"data")
+    await rig.drained()
+    await rig.unlink("f")
+    await rig.drained()
+    store.ghosts = {"f"}
+    if how == "listing":
+        assert await rig.ls() == []
+    else:
+        assert not await rig.exists("f")
+
+
+async def test_a_file_that_becomes_a_directory_elsewhere_is_seen(bench: Bench) -> None:
+    await bench.upload("f", b"data")
+    rig = await bench.rig(ttl_s=0.0)
+    assert await rig.ls() == ["f"]
+    await bench.remove("f")
+    await bench.upload("f/g", b"data")
+    assert (await rig.walk("f")).is_directory
+    assert await rig.ls("f") == ["g"]
