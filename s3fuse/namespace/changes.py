@@ -196,9 +196,11 @@ class Changes:
 
     def hasten(self, inode: Inode) -> None:
         """`queue` at once, unless the inode is being sent or its time has come anyway."""
-        due = self._entry.get(inode.number, (0, float("inf")))[1]
-        if inode.number not in self.in_flight and due > time.monotonic():
+        if inode.number in self.in_flight:
+            return
+        if self._entry.get(inode.number, (0, float("inf")))[1] > time.monotonic():
             self.queue(inode)
+        self._wake.set()
 
     def _enter(self, inode: Inode, due: float) -> int:
         """The order number of a new entry of the queue, which makes an earlier one of the inode void."""

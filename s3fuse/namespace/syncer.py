@@ -384,7 +384,17 @@ class Syncer:
 
         With `give_up` one failed attempt of any kind ends the wait for an inode.
         """
-        pending = [(inode, inode.version) for inode in self.changes.dirty.values()]
+        failed: list[Inode] = []
+        waited: set[int] = set()
+        for again in (False, True):  # what was moved leaves, once copied, an object that is still to be deleted
+            dirty = self.changes.dirty.values()
+            pending = [i for i in dirty if i.number not in waited and not (again and i.linked)]
+            failed += await self._bring_all(pending, progress, give_up=give_up)
+            waited.update(inode.number for inode in pending)
+        return failed
+
+    async def _bring_all(self, inodes: list[Inode], progress: Callable[[], None], *, give_up: bool) -> list[Inode]:
+        pending = [(inode, inode.version) for inode in inodes]
         failed: list[Inode] = []
         for inode, _ in pending:
             self._hopeless.discard(inode.number)
