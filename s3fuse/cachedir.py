@@ -1,4 +1,4 @@
-"""What a mount may use of its cache disk, for clean blocks and for staged bytes together."""
+"""The cache directory of a mount: where it may be, what of it is ours, and how much of its disk may be used."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from s3fuse.errors import UserError
+from s3fuse.namespace.recovery import LOST
 from s3fuse.reading.disk import DiskTier
+from s3fuse.writing import wal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -16,6 +19,31 @@ if TYPE_CHECKING:
 
 _MOST_RESERVE_BYTES = 1 << 30
 BLOCKS = "blocks"
+_OURS = ("lock", "staging", BLOCKS)
+_OURS_BEGIN = (wal.FILE, LOST)
+
+
+def is_ours(name: str) -> bool:
+    """Whether an entry of a cache directory is one that a mount makes."""
+    return name in _OURS or name.startswith(_OURS_BEGIN)
+
+
+def check_place(directory: Path, mountpoint: Path) -> None:
+    """Raises UserError where a cache directory must not be: on the mount itself, or among files of others."""
+    where = directory.resolve()
+    if where == mountpoint.resolve() or mountpoint.resolve() in where.parents:
+        raise UserError(
+            f"cache directory {directory} is below the mountpoint {mountpoint}, and would wait for itself; choose "
+            "another with --cache-dir"
+        )
+    if not directory.is_dir() or (directory / wal.FILE).exists():
+        return
+    others = sorted(name for name in os.listdir(directory) if not is_ours(name) and name != "lost+found")
+    if others:
+        raise UserError(
+            f"cache directory {directory} has files that are not s3fuse's ({others[0]}); choose a new or empty one "
+            "with --cache-dir"
+        )
 
 
 def reserve_bytes(directory: Path) -> int:

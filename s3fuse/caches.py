@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s3fuse import control
+from s3fuse.cachedir import is_ours
 from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import lost_folders
 from s3fuse.writing import wal
@@ -180,12 +181,29 @@ def _damage(directory: Path, number: int, layers: Sequence[StagedLayer]) -> str:
 
 
 def remove(directory: Path) -> str:
-    """Removes an unused cache directory in which nothing waits; gives why it stays, "" where it is gone."""
-    reason = look(directory).why_kept()
-    if reason:
-        return reason
+    """Removes an unused cache directory in which nothing waits; gives why it stays, "" where it is gone.
+
+    What is not s3fuse's stays, and its directory with it.
+    """
+    cache = look(directory)
+    if cache.in_use:
+        return cache.why_kept()
     with locked(directory):
-        shutil.rmtree(directory)
+        cache = Cache(directory, lost=lost_folders(directory))  # a mount may have come and gone since
+        _look_inside(cache)
+        if reason := cache.why_kept():
+            return reason
+        others = []
+        for entry in sorted(directory.iterdir()):
+            if not is_ours(entry.name):
+                others.append(entry.name)
+            elif entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        if others:
+            return f"files that are not s3fuse's are in it ({others[0]}); its own are removed"
+        directory.rmdir()
     return ""
 
 

@@ -191,7 +191,8 @@ def _list(items: list[dict[str, Any]]) -> None:
 @click.option("--drain-timeout", type=Seconds(), help="Longest wait for uploads; the mount's own by default.")
 def umount(mountpoint: Path, drain_timeout: float | None) -> None:
     """Upload what waits, then unmount; exit code 3 if something is left in the journal."""
-    pid = next((m["pid"] for m in control.mounts() if m["mountpoint"] == str(mountpoint)), None)
+    about = control.last_said(mountpoint)
+    pid, ephemeral = about.get("pid"), about.get("ephemeral", False)
     try:
         with _progress(f"unmounting {mountpoint}") as show:
             result = control.request(
@@ -201,18 +202,19 @@ def umount(mountpoint: Path, drain_timeout: float | None) -> None:
         raise _no_answer(mountpoint) from None
     except (FileNotFoundError, ConnectionRefusedError):
         mounted = kernel.mount_entry(mountpoint) is not None
-        raise (_detached if mounted else _not_mounted)(mountpoint) from None
+        raise (_detached(mountpoint, ephemeral) if mounted else _not_mounted(mountpoint)) from None
     except OSError:  # it ended while it was asked
-        raise _detached(mountpoint) from None
+        raise _detached(mountpoint, ephemeral) from None
     if pid is not None:
         control.wait_for_end(pid, 30)  # so that its cache directory is free
     if result["pending"]:
-        click.echo(f"s3fuse: {mountpoint} is unmounted, but these wait in the journal for the next mount:", err=True)
+        left = "these are lost (--ephemeral)" if ephemeral else "these wait in the journal for the next mount"
+        click.echo(f"s3fuse: {mountpoint} is unmounted, but {left}:", err=True)
         _list(result["pending"])
         sys.exit(ExitCode.PENDING)
 
 
-def _detached(mountpoint: Path) -> UserError:
+def _detached(mountpoint: Path, ephemeral: bool) -> UserError:
     """Detaches the mount of a dead daemon, and says what became of it. A living daemon's stays."""
     entry = kernel.mount_entry(mountpoint)
     if entry is not None:
@@ -222,10 +224,9 @@ def _detached(mountpoint: Path) -> UserError:
             kernel.unmount(mountpoint, lazy=True)
         except OSError as error:
             return UserError(f"{mountpoint} has no daemon and cannot be detached: {error.strerror}")
+    left = "is lost (--ephemeral)" if ephemeral else "is in its journal: mount the bucket again to upload it"
     return UserError(
-        f"the daemon of {mountpoint} is dead and the mount detached; what it had not uploaded is in its journal: mount "
-        "the bucket again to upload it",
-        ExitCode.PENDING,
+        f"the daemon of {mountpoint} is dead and the mount detached; what it had not uploaded {left}", ExitCode.PENDING
     )
 
 

@@ -225,6 +225,11 @@ def mounts() -> list[dict[str, Any]]:
     return found
 
 
+def last_said(mountpoint: Path) -> dict[str, Any]:
+    """What the JSON file beside a mount's socket says, even where its daemon is dead; {} where there is none."""
+    return _about(socket_path(mountpoint).with_suffix(".json")) or {}
+
+
 def draining(cache_directory: Path) -> dict[str, Any] | None:
     """The status of the daemon that still uploads what is in a cache directory, although its mount is gone."""
     for about in mounts():

@@ -19,7 +19,7 @@ import pyfuse3
 import trio
 
 from s3fuse import attrs, control, credentials, kernel, waits
-from s3fuse.cachedir import disk_status, disk_tier, reserve_bytes
+from s3fuse.cachedir import check_place, disk_status, disk_tier, reserve_bytes
 from s3fuse.ending import Ending
 from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
 from s3fuse.fuse.adapter import Adapter
@@ -75,7 +75,7 @@ async def _serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
     try:
         capabilities = await _check_bucket(config, store, where.endpoint)
         name = f"{where.endpoint}/{config.bucket}/{config.prefix}"
-        journal = MemoryJournal(name) if config.ephemeral else Journal(config.cache_path(where.endpoint), name)
+        journal = MemoryJournal(name) if config.ephemeral else _open_journal(config, where.endpoint, name)
         try:
             async with trio.open_nursery() as nursery:
                 mount = Mount(config, where.endpoint, store, capabilities, journal, nursery)
@@ -87,6 +87,12 @@ async def _serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
     finally:
         with trio.move_on_after(5, shield=True):
             await store.aclose()
+
+
+def _open_journal(config: MountConfig, endpoint: str, name: str) -> Journal:
+    directory = config.cache_path(endpoint)
+    check_place(directory, config.mountpoint)
+    return Journal(directory, name)
 
 
 async def _check_bucket(config: MountConfig, store: S3Store, endpoint: str) -> Capabilities:
@@ -207,6 +213,7 @@ class Mount:
             "prefix": self.config.prefix,
             "endpoint": self.endpoint,
             "cache_directory": str(self.journal.directory),
+            "ephemeral": self.config.ephemeral,
         }
 
     async def _control(self, task_status: trio.TaskStatus[None]) -> None:
@@ -229,12 +236,15 @@ class Mount:
         """Drains; what is left is named in the log, and those who asked at the control socket get their answers."""
         code = await self.ending.drain()
         for inode in self.core.changes.dirty.values():
-            log.error("not in the bucket yet: %s (%s); it stays in %s", *self._item(inode), self.journal.directory)
+            log.error("not in the bucket yet: %s (%s); %s", *self._item(inode), self._what_becomes_of_it())
         with trio.move_on_after(5):
             if self.core.blocks.disk is not None:
                 await self.core.blocks.disk.settle()
             await self.answered.wait()
         return code
+
+    def _what_becomes_of_it(self) -> str:
+        return "it is lost with --ephemeral" if self.config.ephemeral else f"it stays in {self.journal.directory}"
 
     # -- what the control socket answers
 

@@ -173,6 +173,21 @@ async def test_clean(bench: Bench, tmp_path: Path) -> None:
     assert rig.cache.exists()
 
 
+async def test_clean_leaves_what_is_not_ours(bench: Bench) -> None:
+    rig = await bench.rig()
+    await rig.put("f", b"data")
+    await rig.drained()
+    await rig.crash()
+    (rig.cache / "photos").mkdir()
+    (rig.cache / "photos/p.jpg").write_text("precious")
+    code, text = invoke("clean", rig.cache)
+    assert code == 1
+    assert "not s3fuse's" in text
+    assert "photos" in text
+    assert os.listdir(rig.cache) == ["photos"]
+    assert (rig.cache / "photos/p.jpg").read_text() == "precious"
+
+
 def test_what_is_no_cache_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for verb in (["list", tmp_path], ["clean", tmp_path], ["recover", tmp_path, tmp_path / "out"]):

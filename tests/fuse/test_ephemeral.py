@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.fuse.harness import Bucket, Mounts
+    from tests.fuse.harness import Bucket, Gate, Mounts
     from tests.servers import Server
 
 
@@ -43,3 +43,27 @@ def test_nothing_on_disk(
     mount.stop()
     assert not (tmp_path / "caches").exists()
     assert not mount.cache.exists()
+
+
+def test_what_is_left_is_said_to_be_lost(minio_server: Server, mounts: Mounts, gate: Gate) -> None:
+    mount = mounts.new(gate.server, "--ephemeral", "--create-bucket")
+    mount.allowed.append("not in the bucket yet: secret .*; it is lost with --ephemeral")
+    os.listdir(mount.path)
+    gate.hold()
+    try:
+        (mount.path / "secret").write_bytes(b"secret")
+        done = run(S3FUSE, "umount", "--drain-timeout", "1s", mount.path, env=free_environment(), check=False)
+    finally:
+        gate.open()
+    assert done.returncode == 3
+    assert "these are lost (--ephemeral)" in done.stderr
+    assert "secret" in done.stderr
+    mount.wait_for_end()
+
+
+def test_a_dead_daemon_is_said_to_have_lost_what_it_had(minio_server: Server, mounts: Mounts) -> None:
+    mount = mounts.new(minio_server, "--ephemeral", "--create-bucket")
+    mount.kill()
+    done = run(S3FUSE, "umount", mount.path, env=free_environment(), check=False)
+    assert done.returncode == 3
+    assert "is lost (--ephemeral)" in done.stderr

@@ -72,6 +72,21 @@ def test_no_such_bucket(server: Server, mountpoint: Path) -> None:
     assert not (mountpoint.parent / "cache").exists()
 
 
+def test_cache_directory_where_it_must_not_be(
+    minio_server: Server, buckets: Callable[..., Bucket], mountpoint: Path, tmp_path: Path
+) -> None:
+    bucket = buckets(minio_server).name
+    for place in (mountpoint, mountpoint / "below"):
+        names = ("cache directory", "below the mountpoint", "--cache-dir")
+        refused(minio_server, bucket, mountpoint, "--cache-dir", str(place), code=FAILED, names=names)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "photo").write_text("precious")
+    refused(minio_server, bucket, mountpoint, "--cache-dir", str(theirs), code=FAILED, names=("photo", "--cache-dir"))
+    assert os.listdir(theirs) == ["photo"]
+    assert os.listdir(mountpoint) == []
+
+
 def test_create_bucket(server: Server, mounts: Mounts, bucket_name: str) -> None:
     mount = mounts.new(server, "--create-bucket", bucket=bucket_name)
     (mount.path / "a").write_text("a")
