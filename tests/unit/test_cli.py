@@ -101,9 +101,10 @@ def listed(runtime: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
 
         def add(about: dict[str, Any]) -> None:
             runtime.mkdir()
-            (runtime / "x.json").write_text(json.dumps(about))
+            path = control.socket_path(Path(about["mountpoint"]))
+            path.with_suffix(".json").write_text(json.dumps(about))
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-            listener.bind(str(runtime / "x.sock"))
+            listener.bind(str(path))
             listener.listen()
 
         yield add
