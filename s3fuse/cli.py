@@ -18,6 +18,7 @@ from s3fuse import __version__, config, control, daemon, kernel
 from s3fuse.cachecmd import cache
 from s3fuse.errors import ExitCode, UserError
 from s3fuse.options import FilePath, GroupedCommand, Mode, Mountpoint, Seconds, Size, default_umask, from_fstab, grouped
+from s3fuse.plugincmd import plugin, plugin_purge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -83,23 +84,7 @@ run_option = grouped("Running it")
 )
 def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> None:
     """Mount a bucket; returns when the mount answers."""
-    place = config.parse_place(bucket)
-    umask, ca_file = options.pop("umask"), options.pop("ca_file")
-    settings = config.MountConfig(
-        mountpoint=mountpoint,
-        bucket=place.bucket,
-        prefix=place.prefix,
-        alias=place.alias,
-        cache_size_bytes=options.pop("cache_size"),
-        memory_bytes=options.pop("memory"),
-        dirty_size_bytes=options.pop("dirty_size") or (256 << 20 if options["ephemeral"] else 4 << 30),
-        drain_timeout_s=options.pop("drain_timeout"),
-        ca_file=ca_file and str(ca_file),
-        attr_ttl_s=options.pop("attr_ttl"),
-        file_mode=options.pop("file_mode") & ~umask,
-        dir_mode=options.pop("dir_mode") & ~umask,
-        **options,
-    )
+    settings = config.MountConfig.from_options(bucket, mountpoint, options)
     log_file = settings.log_file or (None if foreground else _default_log(settings))
     daemon.set_up_logging(settings.log_level, log_file)
     from s3fuse import mount as mounting
@@ -329,6 +314,8 @@ def server(data_dir: Path | None, port: int) -> None:
 
 
 cli.add_command(cache)
+cli.add_command(plugin)
+cli.add_command(plugin_purge)
 
 
 def main() -> None:

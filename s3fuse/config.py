@@ -8,9 +8,12 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from s3fuse.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?", re.IGNORECASE)
 _TIME = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)", re.IGNORECASE)
@@ -129,6 +132,27 @@ class MountConfig:
             raise usage("--cache-dir", str(self.cache_dir), "no value with --ephemeral, which keeps nothing on disk")
         if self.ephemeral and self.fsync == "local":
             raise usage("--fsync", "local", "only upload with --ephemeral, which keeps nothing on disk")
+
+    @classmethod
+    def from_options(cls, bucket: str, mountpoint: Path, options: Mapping[str, Any]) -> MountConfig:
+        """The configuration that these arguments and options of `s3fuse mount` ask for. Raises UserError."""
+        place, named = parse_place(bucket), dict(options)
+        umask, ca_file = named.pop("umask"), named.pop("ca_file")
+        return cls(
+            mountpoint=mountpoint,
+            bucket=place.bucket,
+            prefix=place.prefix,
+            alias=place.alias,
+            cache_size_bytes=named.pop("cache_size"),
+            memory_bytes=named.pop("memory"),
+            dirty_size_bytes=named.pop("dirty_size") or (256 << 20 if named["ephemeral"] else 4 << 30),
+            drain_timeout_s=named.pop("drain_timeout"),
+            ca_file=ca_file and str(ca_file),
+            attr_ttl_s=named.pop("attr_ttl"),
+            file_mode=named.pop("file_mode") & ~umask,
+            dir_mode=named.pop("dir_mode") & ~umask,
+            **named,
+        )
 
     @staticmethod
     def _at_least(option: str, value: int, least: int, text: str) -> None:

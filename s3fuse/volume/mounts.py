@@ -1,0 +1,489 @@
+"""The mount of one volume: started, adopted, watched, ended.
+
+All of that is done by one task, `run`, in turns: it looks what is there, makes it what it has to be, and sleeps until
+something happens. Requests only say what they want and wait for a turn; so no two of them can start a second daemon,
+and a request that gives up undoes nothing. What is true of the mount is asked of the kernel and of the daemon's control
+socket at each turn, since anybody may unmount or kill.
+
+A mount ends by itself only when nobody holds it and nothing waits for upload, and then `linger_s` after its last use.
+Docker's mount IDs are a hint: an ID counts until its Unmount, or until it is stale (see `_Use`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from s3fuse import bare, control, kernel
+from s3fuse.errors import UserError
+from s3fuse.volume import process
+
+if TYPE_CHECKING:
+    from s3fuse.volume.definition import Definition, MountOptions
+    from s3fuse.volume.inuse import Holders
+    from s3fuse.volume.places import Places
+
+log = logging.getLogger(__name__)
+
+#: Docker gives a Mount 120 s and an Unmount 60 s.
+MOUNT_S = 100.0
+UNMOUNT_S = 44.0
+#: How long failed uploads of what Docker copied into a volume are tried again before the next Mount tells of them.
+COPY_UP_S = 10.0
+#: How long a look at a mount that nobody asks for is good.
+TICK_S = 5.0
+BUSY_TICK_S = 1.0
+#: A container that lives at all has its mount by then.
+FIRST_LOOK_S = 1.0
+#: An ID that no container was ever seen with counts this much longer: Docker may be copying, which shows nowhere.
+UNSEEN = 10
+RETRY_S = (1.0, 60.0)
+#: Stands for users of a mount that was there before this process.
+_ADOPTED = ""
+
+
+@dataclass
+class _Use:
+    """One mount ID. `seen`: a container held the mount since; `gone_at`: when none did any more, after that."""
+
+    at: float
+    seen: bool = False
+    gone_at: float | None = None
+
+    def stale(self, now: float, stale_s: float) -> bool:
+        if self.seen:
+            return self.gone_at is not None and now - self.gone_at >= stale_s
+        return now - self.at >= stale_s * UNSEEN
+
+
+@dataclass
+class _Waiter:
+    """A Mount request that waits for a turn."""
+
+    id: str
+    done: trio.Event = field(default_factory=trio.Event)
+    error: str | None = None
+
+
+class VolumeMount:
+    """The mount of one volume."""
+
+    def __init__(self, definition: Definition, options: MountOptions, places: Places, holders: Holders) -> None:
+        self.definition = definition
+        self.mountpoint = places.mountpoint(definition.name)
+        self.cache_directory = places.cache_directory(definition)
+        self.places = places
+        self.options = options
+        self.holders = holders
+        #: "unmounted", "starting", "mounted", "ending"
+        self.state = "unmounted"
+        self.device = ""
+        self.pid: int | None = None
+        self.status: dict[str, Any] = {}
+        self.last_error: str | None = None
+        #: How many changes wait in the cache directory while nothing is mounted.
+        self.left_files = 0
+        #: Set once the mount of a removed volume is gone.
+        self.retired = trio.Event()
+        self.uses: dict[str, _Use] = {}
+        self._waiters: list[_Waiter] = []
+        self._last_use = time.monotonic()
+        self._flushing = 0
+        self._lost: str | None = None
+        #: The volume is to be mounted although nobody asked: its daemon died, or something waits in its cache.
+        self._owed = False
+        #: What waits in the cache directory is not known, as somebody else ended the mount.
+        self._unsure = False
+        self._retiring = False
+        self._retry_s = 0.0
+        self._retry_at = 0.0
+        self._poked = trio.Event()
+        self._starting: process.Command | None = None
+
+    # -- what requests do
+
+    def poke(self) -> None:
+        """There is something to do: the next turn comes at once."""
+        self._poked.set()
+
+    @property
+    def pending_files(self) -> int:
+        """How many changes wait for upload, as far as is known."""
+        pending = self.status.get("pending") if self.state in ("mounted", "ending") else None
+        return int(pending["files"]) if pending else self.left_files
+
+    async def acquire(self, identity: str) -> None:
+        """Returns once the volume is mounted and answers. Raises UserError with the reason in time for Docker."""
+        await self._tell_of_loss()
+        waiter = _Waiter(identity)
+        self._waiters.append(waiter)
+        self.poke()
+        try:
+            with trio.move_on_after(MOUNT_S):
+                await waiter.done.wait()
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+        if not waiter.done.is_set():
+            words = self._starting.errors.strip() if self._starting is not None else ""
+            raise UserError(
+                f"volume {self.definition.name} is not mounted after {MOUNT_S:.0f} s, and still tries: "
+                + (words or self.last_error or f"see the log of its mount, {self.log_file}")
+            )
+        if waiter.error is not None:
+            raise UserError(waiter.error)
+
+    async def release(self, identity: str) -> None:
+        """Takes a user's ID off. After the last one it returns when all is in the bucket, or after `UNMOUNT_S`."""
+        use = self.uses.pop(identity, None)
+        self._last_use = time.monotonic()
+        if self.state == "mounted" and not self.uses.keys() - {_ADOPTED}:
+            held = await self._note_holders(age_s=0.0)
+            if not held and not self._waiters:
+                self._flushing += 1
+                try:
+                    await self._flush(by_container=use is None or use.seen)
+                finally:
+                    self._flushing -= 1
+        self._last_use = time.monotonic()
+        self.poke()
+
+    async def check_removable(self) -> None:
+        """Raises UserError while a container holds the volume or something waits for upload."""
+        name = self.definition.name
+        if self.state != "unmounted":
+            if await self.holders.have(self.device):
+                raise UserError(f"volume {name} is in use by a container")
+            with trio.move_on_after(0.05):
+                await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
+        if count := self.pending_files:
+            where = f"s3fuse status {self.mountpoint}" if self.state != "unmounted" else f"its log, {self.log_file}"
+            raise UserError(
+                f"volume {name} is not removed: {count} changes in it wait for upload"
+                f"{self._reason()}; try again when they are in the bucket, see {where}"
+            )
+
+    def retire(self) -> None:
+        """The volume is removed: its mount ends now. `retired` is set when that is done."""
+        self._retiring = True
+        self.poke()
+
+    def owe(self, left_files: int) -> None:
+        """Something waits in the cache directory: it is mounted to upload that."""
+        self.left_files = left_files
+        self._owed = left_files > 0
+        self.poke()
+
+    @property
+    def log_file(self) -> str:
+        return str(control.socket_path(self.mountpoint).with_suffix(".log"))
+
+    def is_there(self) -> bool:
+        """Whether something of ours is mounted, dead or alive."""
+        entry = kernel.mount_entry(self.mountpoint)
+        return entry is not None and entry.fstype == kernel.FSTYPE
+
+    # -- turns
+
+    async def run(self) -> None:
+        """Does what is to be done until cancelled, or until the removed volume is gone."""
+        while True:
+            self._poked = trio.Event()
+            await self._turn()
+            if self._retiring and self.state == "unmounted":
+                break
+            await self._pause()
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(self._remove_mountpoint)
+        self.retired.set()
+
+    async def _turn(self) -> None:
+        waiters = list(self._waiters)
+        await self._look()
+        if self._retiring:
+            self._resolve(waiters, f"volume {self.definition.name} is being removed")
+            if self.state == "mounted":
+                await self._end()
+            return
+        if self.state == "unmounted" and self._wanted(waiters):
+            await self._start()
+            if self.state != "mounted":
+                self._resolve(waiters, f"volume {self.definition.name}: {self.last_error}")
+                return
+        if self.state == "mounted":
+            self._resolve(list(self._waiters), None)
+            if await self._is_idle():
+                await self._end()
+        elif self._unsure:
+            await self._see_what_is_left()
+
+    def _resolve(self, waiters: list[_Waiter], error: str | None) -> None:
+        for waiter in waiters:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+                waiter.error = error
+                waiter.done.set()
+                if error is None:
+                    self.uses[waiter.id] = _Use(time.monotonic())
+                    self._last_use = time.monotonic()
+
+    def _wanted(self, waiters: list[_Waiter]) -> bool:
+        return bool(waiters) or ((bool(self.uses) or self._owed) and time.monotonic() >= self._retry_at)
+
+    async def _look(self) -> None:
+        """Finds out what is mounted, whoever mounted or unmounted it, and what its daemon says."""
+        before = self.state
+        await trio.to_thread.run_sync(self._look_at_mount)
+        if self.state == "mounted":
+            if before == "unmounted":
+                where = f"{self.definition.place} on {self.mountpoint}, pid {self.pid}"
+                log.info("volume %s: %s", self.definition.name, where)
+                if not self._waiters and not self.uses:
+                    # Whoever uses it, if anybody, said so to an earlier plugin.
+                    self.uses[_ADOPTED] = _Use(time.monotonic(), seen=True, gone_at=time.monotonic())
+        elif before == "mounted":
+            log.warning(
+                "volume %s: %s", self.definition.name, "its daemon is dead" if self._owed else "it is unmounted"
+            )
+            self._unsure = not self._owed
+
+    def _look_at_mount(self) -> None:
+        entry = kernel.mount_entry(self.mountpoint)
+        if entry is None or entry.fstype != kernel.FSTYPE:
+            self._set_unmounted()
+            return
+        problem = self._ask()
+        if problem is not None and not isinstance(problem, TimeoutError) and kernel.is_dead(self.mountpoint):
+            self._set_unmounted()
+            self._owed = True
+            return
+        self.state, self.device = "mounted", entry.device
+        self.pid = self.status.get("pid") if problem is None else control.last_said(self.mountpoint).get("pid")
+        self.last_error = f"its daemon does not answer: {problem}" if problem else self.status.get("last_error") or None
+
+    def _ask(self) -> Exception | None:
+        """Has the daemon say its status; gives why it did not."""
+        try:
+            self.status = control.request(self.mountpoint, "status", timeout_s=5)
+        except (OSError, ValueError, UserError) as error:
+            return error
+        return None
+
+    def _set_unmounted(self) -> None:
+        self.left_files = self.pending_files
+        self.state, self.device, self.pid, self.status = "unmounted", "", None, {}
+
+    async def _see_what_is_left(self) -> None:
+        """What waits in the cache directory of a mount that somebody else ended, and whose daemon may still drain."""
+        draining = await trio.to_thread.run_sync(control.draining, self.cache_directory)
+        if draining is not None:
+            self.left_files = int(draining["pending"]["files"])
+            return
+        found = await process.waiting_in([self.cache_directory])
+        self.left_files = sum(int(one["waiting_files"]) for one in found.values())
+        self._unsure = any(one["in_use"] for one in found.values())
+
+    async def _pause(self) -> None:
+        """Until the next turn: something happened, or it is time to look."""
+        now = time.monotonic()
+        pause_s = TICK_S
+        if self.state == "mounted":
+            if self.pending_files or self._retiring:
+                pause_s = BUSY_TICK_S
+            elif any(now - use.at < FIRST_LOOK_S for use in self.uses.values()):
+                pause_s = FIRST_LOOK_S
+            if not self.uses:
+                pause_s = min(pause_s, max(0.05, self._last_use + self.places.linger_s - now))
+            pause_s = min(pause_s, max(0.05, self.places.stale_s))
+        elif self.uses or self._owed:
+            pause_s = max(0.05, self._retry_at - now)
+        with trio.move_on_after(pause_s):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._until_daemon_ends, nursery.cancel_scope)
+                await self._poked.wait()
+                nursery.cancel_scope.cancel()
+
+    async def _until_daemon_ends(self, scope: trio.CancelScope) -> None:
+        try:
+            descriptor = os.pidfd_open(self.pid or 0)
+        except (OSError, ValueError):
+            return
+        try:
+            await trio.lowlevel.wait_readable(descriptor)
+        finally:
+            os.close(descriptor)
+        await trio.sleep(0.2)  # the kernel, or what keeps the mount, has to notice it first
+        scope.cancel()
+
+    # -- starting
+
+    async def _start(self) -> None:
+        """Runs `s3fuse mount`, which also replaces a dead mount and waits for one that still drains."""
+        self.state = "starting"
+        try:
+            await process.run(*await trio.to_thread.run_sync(self._prepare), started=self._started)
+            self.last_error = None
+        except UserError as error:
+            self.last_error = str(error)
+        finally:
+            self._starting = None
+            self.state = "unmounted"
+        if self.last_error is None:
+            self._owed = False
+            await self._look()
+            if self.state != "mounted":
+                self.last_error = f"its mount ended at once; see {self.log_file}"
+        if self.last_error is not None:
+            least, most = RETRY_S
+            self._retry_s = min(most, max(least, self._retry_s * 2))
+            self._retry_at = time.monotonic() + self._retry_s
+            log.error("volume %s cannot be mounted: %s", self.definition.name, self.last_error)
+            return
+        self._retry_s = self._retry_at = 0.0
+        self._unsure = False
+        self.left_files = 0
+
+    def _started(self, command: process.Command) -> None:
+        self._starting = command
+
+    def _prepare(self) -> list[str]:
+        """Makes the mountpoint, and gives the arguments of the command. Raises UserError."""
+        definition = self.definition
+        arguments = ["mount", *self.options.arguments(definition)]
+        if definition.credentials is not None:
+            arguments.append(f"--credentials-file={self.places.credentials_file(definition.credentials)}")
+        if not definition.ephemeral and "cache-dir" not in definition.options:
+            arguments.append(f"--cache-dir={self.cache_directory}")
+        if kernel.mount_entry(self.mountpoint) is None:  # a dead one is in the way of everything but a mount
+            try:
+                self.mountpoint.mkdir(parents=True, exist_ok=True, mode=0o700)
+            except OSError as error:
+                raise UserError(f"the mountpoint {self.mountpoint} cannot be made: {error.strerror}") from None
+            bare.refuse_writes(self.mountpoint)
+        return [*arguments, "--", definition.place, str(self.mountpoint)]
+
+    # -- while it is mounted
+
+    async def _is_idle(self) -> bool:
+        """Whether the mount is to end now."""
+        now = time.monotonic()
+        wants_end = not self.uses and now - self._last_use >= self.places.linger_s
+        newest = max((use.at for use in self.uses.values()), default=now)
+        held = await self._note_holders(age_s=0.0 if wants_end else min(TICK_S - 1, (now - newest) / 2))
+        if held or self._waiters or self._flushing:
+            return False
+        stale = [identity for identity, use in self.uses.items() if use.stale(now, self.places.stale_s)]
+        if stale and len(stale) == len(self.uses):
+            log.info("volume %s: nobody holds it, its last Unmount did not come", self.definition.name)
+            for identity in stale:
+                del self.uses[identity]
+            wants_end = not await self.holders.have(self.device) and not self.uses
+        return wants_end and not self.pending_files and not self._waiters
+
+    async def _note_holders(self, *, age_s: float) -> bool:
+        """Whether a container holds the mount, as of at most `age_s` ago; each ID remembers it."""
+        held = await self.holders.have(self.device, age_s=age_s)
+        for use in self.uses.values():
+            if held:
+                use.seen, use.gone_at = True, None
+            elif use.seen and use.gone_at is None:
+                use.gone_at = time.monotonic()
+        return held
+
+    async def _flush(self, *, by_container: bool) -> None:
+        """Waits until all is in the bucket, or `UNMOUNT_S` have passed; the daemon goes on after that.
+
+        What Docker itself copied into the volume (no container held it meanwhile) must not seem complete if it cannot
+        be uploaded: the next Mount tells.
+        """
+        end = time.monotonic() + UNMOUNT_S
+        give_up_at = time.monotonic() + (0 if by_container else COPY_UP_S)
+        failed = await self._flush_once(end)
+        while failed and time.monotonic() < give_up_at:
+            await trio.sleep(0.5)
+            failed = await self._flush_once(end)
+        if failed:
+            log.warning("volume %s: %s", self.definition.name, failed)
+            self._lost = None if by_container else failed
+
+    async def _flush_once(self, end: float) -> str:
+        """What could not be uploaded, and why; "" where all is, or where it takes long."""
+
+        def progress(message: dict[str, Any]) -> None:
+            if time.monotonic() > end:
+                raise TimeoutError
+            if self.status.get("pending"):
+                self.status["pending"].update(message)
+
+        def flush() -> dict[str, Any]:
+            return control.request(self.mountpoint, "flush", on_progress=progress, timeout_s=end - time.monotonic())
+
+        try:
+            failed = (await trio.to_thread.run_sync(flush, abandon_on_cancel=True))["failed"]
+        except TimeoutError:
+            count = self.pending_files
+            log.warning("volume %s: %d changes are still to be uploaded; that goes on", self.definition.name, count)
+            return ""
+        except (OSError, ValueError, UserError) as error:
+            return f"its daemon did not say whether all is uploaded: {error}"
+        if not failed:
+            return ""
+        first = failed[0]
+        return (
+            f"{len(failed)} files of volume {self.definition.name} are not in the bucket, and are tried again; the "
+            f"first is {first['name']}: {first['error'] or first['state']}"
+        )
+
+    async def _tell_of_loss(self) -> None:
+        """Raises UserError once for what Docker copied into the volume and could not be uploaded since."""
+        if self._lost is None or self.state != "mounted":
+            return
+        lost = await self._flush_once(time.monotonic() + COPY_UP_S)
+        self._lost = None
+        if lost:
+            raise UserError(lost)
+
+    def _reason(self) -> str:
+        server = self.status.get("server") or {}
+        error = server.get("last_error") if server.get("needs") or server.get("state") != "up" else None
+        error = error or self.last_error
+        return f" ({error})" if error else ""
+
+    # -- ending
+
+    async def _end(self) -> None:
+        """Unmounts. The daemon drains what was written since it was last asked; that it is over is seen by its end."""
+        self.state = "ending"
+        pid = self.pid
+        try:
+            await trio.to_thread.run_sync(
+                lambda: control.request(self.mountpoint, "umount", timeout_s=60), abandon_on_cancel=True
+            )
+        except UserError as error:  # somebody on this host has a file open
+            log.info("volume %s stays mounted: %s", self.definition.name, error)
+            self.state = "mounted"
+            self._last_use = time.monotonic()
+            return
+        except (OSError, ValueError) as error:
+            log.warning("volume %s: its daemon did not answer to umount: %s", self.definition.name, error)
+        if pid is not None:
+            await trio.to_thread.run_sync(control.wait_for_end, pid, 30.0, abandon_on_cancel=True)
+        if not await trio.to_thread.run_sync(kernel.mount_entry, self.mountpoint):
+            self._set_unmounted()
+            self._unsure = self.left_files > 0
+            log.info("volume %s is unmounted", self.definition.name)
+
+    def _remove_mountpoint(self) -> None:
+        if kernel.mount_entry(self.mountpoint) is None:
+            bare.refuse_writes(self.mountpoint, on=False)
+            try:
+                self.mountpoint.rmdir()
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                log.warning("%s stays: %s", self.mountpoint, error.strerror)
