@@ -52,6 +52,7 @@ run_option = grouped("Running it")
     help="Where the files are that volumes name by `credentials`; may be given several times.",
 )
 @volume_option("--endpoint", metavar="URL", help="S3 server of volumes that name none.")
+@volume_option("--credentials", metavar="NAME", help="Credentials of volumes that name none.")
 @volume_option(
     "--name-rule",
     metavar="BUCKET[/PREFIX]",
@@ -69,6 +70,14 @@ run_option = grouped("Running it")
     default="1m",
     show_default=True,
     help="When a user who left without a word is forgotten.",
+)
+@volume_option(
+    "--unmount-timeout",
+    "unmount_s",
+    type=Seconds(),
+    default="44s",
+    show_default=True,
+    help="How long the last Unmount waits for uploads, which go on; Docker gives it 60s.",
 )
 @volume_option(
     "--drain",
@@ -94,9 +103,11 @@ def plugin(
     cache_root: Path | None,
     credentials_dirs: tuple[Path, ...],
     endpoint: str | None,
+    credentials: str | None,
     name_rule: str,
     linger_s: float,
     stale_s: float,
+    unmount_s: float,
     drain: float,
     log_file: Path | None,
     log_level: str,
@@ -119,9 +130,10 @@ def plugin(
         credentials_dirs=credentials_dirs,
         linger_s=linger_s,
         stale_s=stale_s,
+        unmount_s=unmount_s,
     )
-    defaults = {"umask": "000", "drain-timeout": f"{drain:g}s", **({"endpoint": endpoint} if endpoint else {})}
-    options = MountOptions(_mount_command(context), defaults)
+    defaults = {"umask": "000", "drain-timeout": f"{drain:g}s", "endpoint": endpoint, "credentials": credentials}
+    options = MountOptions(_mount_command(context), {name: value for name, value in defaults.items() if value})
     trio.run(serve, socket_path, State(state_dir), places, options, NameRule(name_rule))
 
 

@@ -44,12 +44,14 @@ def listener(path: Path) -> Iterator[trio.SocketListener]:
     """
     passed = _passed()
     if passed is not None:
-        yield trio.SocketListener(trio.socket.from_stdlib_socket(passed))
+        with passed:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(passed))
         return
     bound = _bind(path)
     ours = path.stat().st_ino
     try:
-        yield trio.SocketListener(trio.socket.from_stdlib_socket(bound))
+        with bound:
+            yield trio.SocketListener(trio.socket.from_stdlib_socket(bound))
     finally:
         with suppress(FileNotFoundError):
             if path.stat().st_ino == ours:

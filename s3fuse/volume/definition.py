@@ -49,10 +49,6 @@ class Definition:
         return f"{self.bucket}/{self.prefix}" if self.prefix else self.bucket
 
     @property
-    def credentials(self) -> str | None:
-        return self.options.get("credentials")
-
-    @property
     def purge(self) -> bool:
         return _truth("purge", self.options.get("purge", "false"))
 
@@ -102,11 +98,21 @@ class MountOptions:
         self._check(definition)
         return definition
 
+    def effective(self, definition: Definition) -> dict[str, str]:
+        """The options of a volume with what the plugin adds."""
+        place = {"bucket": definition.bucket, "prefix": definition.prefix}
+        return dict(sorted({**self._defaults, **definition.options, **place}.items()))
+
+    def credentials(self, definition: Definition) -> str | None:
+        """The name of the credentials file of a volume, if it has one."""
+        return self.effective(definition).get("credentials")
+
     def arguments(self, definition: Definition) -> list[str]:
         """The options of `s3fuse mount` for a volume, as arguments."""
-        chosen = {**self._defaults, **{k: v for k, v in definition.options.items() if k not in OWN}}
         words = []
-        for name, value in sorted(chosen.items()):
+        for name, value in self.effective(definition).items():
+            if name in OWN:
+                continue
             param = self._known[name]
             if not param.is_flag:
                 words.append(f"--{name}={value}")

@@ -111,8 +111,8 @@ class Driver:
             raise UserError(f"volume {name}: {self._state.broken[name]}")
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         definition = self._options.define(name, given, self._rule, now)
-        if definition.credentials is not None:
-            self._places.credentials_file(definition.credentials)
+        if (credentials := self._options.credentials(definition)) is not None:
+            self._places.credentials_file(credentials)
         async with self._changing:
             known = self._volumes.get(name)
             if known is None:
@@ -152,7 +152,7 @@ class Driver:
 
     async def _get(self, arguments: dict[str, Any]) -> dict[str, Any]:
         volume = self._volume(arguments)
-        return {"Volume": {**_entry(volume), "Status": _status(volume)}}
+        return {"Volume": {**_entry(volume), "Status": _status(volume, self._options.effective(volume.definition))}}
 
     async def _list(self, arguments: dict[str, Any]) -> dict[str, Any]:
         return {"Volumes": [_entry(volume) for volume in self._volumes.values()]}
@@ -196,7 +196,7 @@ class Driver:
         pause_s, most_s = PURGE_RETRY_S
         while True:
             try:
-                credentials = definition.credentials
+                credentials = self._options.credentials(definition)
                 keys = [] if credentials is None else [str(self._places.credentials_file(credentials))]
                 arguments = [*self._options.arguments(definition), *(f"--credentials-file={path}" for path in keys)]
                 await process.run("plugin-purge", *arguments, "--", definition.place)
@@ -225,16 +225,15 @@ def _entry(volume: VolumeMount) -> dict[str, Any]:
     }
 
 
-def _status(volume: VolumeMount) -> dict[str, Any]:
-    """What `docker volume inspect` shows beside the volume's own options."""
-    definition, said = volume.definition, volume.status
+def _status(volume: VolumeMount, options: Mapping[str, str]) -> dict[str, Any]:
+    """What `docker volume inspect` shows of a volume: what it is, and how it is."""
+    said = volume.status
     pending = said.get("pending") or {"files": volume.left_files, "bytes": 0}
     return {
-        "bucket": definition.bucket,
-        "prefix": definition.prefix,
-        "endpoint": said.get("endpoint") or definition.options.get("endpoint"),
-        "credentials": definition.credentials,
-        "options": dict(definition.options),
+        "bucket": volume.definition.bucket,
+        "prefix": volume.definition.prefix,
+        "endpoint": said.get("endpoint") or options.get("endpoint"),
+        "options": dict(options),
         "state": volume.state,
         "pid": volume.pid,
         "mount_ids": len(volume.uses),

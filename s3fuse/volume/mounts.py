@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: Docker gives a Mount 120 s and an Unmount 60 s.
+#: Docker gives a Mount 120 s.
 MOUNT_S = 100.0
-UNMOUNT_S = 44.0
 #: How long failed uploads of what Docker copied into a volume are tried again before the next Mount tells of them.
 COPY_UP_S = 10.0
 #: How long a look at a mount that nobody asks for is good.
@@ -139,7 +138,7 @@ class VolumeMount:
             raise UserError(waiter.error)
 
     async def release(self, identity: str) -> None:
-        """Takes a user's ID off. After the last one it returns when all is in the bucket, or after `UNMOUNT_S`."""
+        """Takes a user's ID off. After the last one it returns when all is in the bucket, or after `unmount_s`."""
         use = self.uses.pop(identity, None)
         self._last_use = time.monotonic()
         if self.state == "mounted" and not self.uses.keys() - {_ADOPTED}:
@@ -355,8 +354,8 @@ class VolumeMount:
         """Makes the mountpoint, and gives the arguments of the command. Raises UserError."""
         definition = self.definition
         arguments = ["mount", *self.options.arguments(definition)]
-        if definition.credentials is not None:
-            arguments.append(f"--credentials-file={self.places.credentials_file(definition.credentials)}")
+        if (credentials := self.options.credentials(definition)) is not None:
+            arguments.append(f"--credentials-file={self.places.credentials_file(credentials)}")
         if not definition.ephemeral and "cache-dir" not in definition.options:
             arguments.append(f"--cache-dir={self.cache_directory}")
         if kernel.mount_entry(self.mountpoint) is None:  # a dead one is in the way of everything but a mount
@@ -396,12 +395,12 @@ class VolumeMount:
         return held
 
     async def _flush(self, *, by_container: bool) -> None:
-        """Waits until all is in the bucket, or `UNMOUNT_S` have passed; the daemon goes on after that.
+        """Waits until all is in the bucket, or `unmount_s` have passed; the daemon goes on after that.
 
         What Docker itself copied into the volume (no container held it meanwhile) must not seem complete if it cannot
         be uploaded: the next Mount tells.
         """
-        end = time.monotonic() + UNMOUNT_S
+        end = time.monotonic() + self.places.unmount_s
         give_up_at = time.monotonic() + (0 if by_container else COPY_UP_S)
         failed = await self._flush_once(end)
         while failed and time.monotonic() < give_up_at:

@@ -22,7 +22,8 @@ SWARM_SECRETS = Path("/run/secrets")
 class Places:
     """The directories of a plugin, and how long its mounts live.
 
-    A mount lingers `linger_s` after its last user; a user that did not say goodbye is forgotten after `stale_s`.
+    A mount lingers `linger_s` after its last user; a user that did not say goodbye is forgotten after `stale_s`. The
+    last Unmount waits up to `unmount_s` for uploads.
     """
 
     base_dir: Path
@@ -30,6 +31,7 @@ class Places:
     credentials_dirs: tuple[Path, ...]
     linger_s: float
     stale_s: float
+    unmount_s: float
 
     def mountpoint(self, name: str) -> Path:
         return self.base_dir / file_name(name)
