@@ -184,29 +184,38 @@ class Plugin:
         assert not bad, "unexpected in the plugin's log:\n" + "\n".join(bad) + "\n--- log:\n" + self.log_text()[-6000:]
 
     def end(self) -> None:
-        """Ends the plugin and whatever it mounted."""
-        try:
-            if self.process is not None:
-                self.stop()
-            self.check_log()
-        finally:
-            if self.process is not None:
-                self.process.kill()
-                self.process.wait()
-            self.abort()
+        """Ends the plugin, and checks what it and its mounts had to say."""
+        if self.process is not None:
+            self.stop()
+        self.check_log()
 
-    def abort(self) -> None:
-        """Nothing stays mounted, running, or immutable."""
+    def kill(self) -> None:
+        """Ends the plugin and whatever it mounted, at once."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+        self.abort()
+
+    def crash_mounts(self) -> None:
+        """What a reboot does to mounts: they and their daemons are gone at once."""
         for mountpoint in (self.folder / "mounts").glob("*"):
-            pid = control.last_said(mountpoint).get("pid")
+            about = control.last_said(mountpoint)
+            with suppress(OSError):
+                about |= control.request(mountpoint, "status", timeout_s=1)
             while (entry := kernel.mount_entry(mountpoint)) is not None:
                 with suppress(OSError):
                     Path(f"/sys/fs/fuse/connections/{entry.device.partition(':')[2]}/abort").write_text("1")
                 kernel.unmount(mountpoint, lazy=True)
-            if pid is not None:
+            for pid in {about.get("pid"), about.get("keeper_pid")} - {None}:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 control.wait_for_end(pid, 10)
+
+    def abort(self) -> None:
+        """Nothing stays mounted, running, or immutable."""
+        self.crash_mounts()
+        for mountpoint in (self.folder / "mounts").glob("*"):
             bare.refuse_writes(mountpoint, on=False)
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
 
