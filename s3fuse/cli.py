@@ -17,6 +17,7 @@ import click
 from s3fuse import __version__, config, control, daemon, kernel
 from s3fuse.cachecmd import cache
 from s3fuse.errors import ExitCode, UserError
+from s3fuse.mountpoint import share
 from s3fuse.options import FilePath, GroupedCommand, Mode, Mountpoint, Seconds, Size, default_umask, from_fstab, grouped
 from s3fuse.plugincmd import plugin, plugin_purge
 
@@ -70,6 +71,7 @@ run_option = grouped("Running it")
 @look_option("--dir-mode", type=Mode(), default="0777", help="Mode of directories without metadata, before --umask.")
 @look_option("--allow-other/--no-allow-other", default=lambda: os.geteuid() == 0, help="Let others in (root: on).")
 @run_option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
+@run_option("--shared", is_flag=True, help="Prepare the mountpoint for containers: see README.")
 @run_option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @run_option("--log-file", type=FilePath(), help="Where the daemon writes its log.")
 @run_option("--log-level", type=LEVELS, default="info", show_default=True, help="What the log holds.")
@@ -82,7 +84,7 @@ run_option = grouped("Running it")
     metavar="a,b=c",
     help="Any of these options, in fstab's form.",
 )
-def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> None:
+def mount(bucket: str, mountpoint: Path, foreground: bool, shared: bool, **options: Any) -> None:
     """Mount a bucket; returns when the mount answers."""
     settings = config.MountConfig.from_options(bucket, mountpoint, options)
     log_file = settings.log_file or (None if foreground else _default_log(settings))
@@ -91,6 +93,8 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, **options: Any) -> No
 
     serve = partial(mounting.serve, settings)
     try:
+        if shared:
+            share(mountpoint)
         _wait_for_drain(settings)
         code = serve(lambda: None) if foreground else daemon.run_in_background(serve, str(log_file))
     except UserError:

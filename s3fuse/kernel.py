@@ -31,12 +31,13 @@ PROBE_S = 3.0
 
 @dataclass(frozen=True)
 class MountEntry:
-    """One line of /proc/self/mountinfo; `device` is "MAJOR:MINOR"."""
+    """One line of /proc/self/mountinfo; `device` is "MAJOR:MINOR", `propagation` such as "shared:1 master:2"."""
 
     mountpoint: str
     device: str
     fstype: str
     source: str
+    propagation: str = ""
 
 
 def _unescape(text: str) -> str:
@@ -50,7 +51,9 @@ def parse_mountinfo(text: str) -> list[MountEntry]:
     for line in filter(None, text.split("\n")):  # names may hold the other characters that splitlines splits at
         fields = line.split(" ")
         dash = fields.index("-", 6)
-        entries.append(MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], _unescape(fields[dash + 2])))
+        source = _unescape(fields[dash + 2])
+        propagation = " ".join(fields[6:dash])
+        entries.append(MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], source, propagation))
     return entries
 
 
@@ -64,11 +67,15 @@ def absolute(mountpoint: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
+def mount_entries() -> list[MountEntry]:
+    """What is mounted now, in order."""
+    return parse_mountinfo(Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape"))
+
+
 def mount_entry(mountpoint: Path) -> MountEntry | None:
     """What is mounted on this path now. Never touches the filesystem that is mounted there."""
     wanted = os.path.abspath(mountpoint)
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    found = [entry for entry in parse_mountinfo(text) if entry.mountpoint == wanted]
+    found = [entry for entry in mount_entries() if entry.mountpoint == wanted]
     return found[-1] if found else None
 
 
@@ -99,8 +106,7 @@ def is_dead(mountpoint: Path) -> bool:
 
 def dead_mounts() -> list[MountEntry]:
     """The s3fuse mounts whose daemon is gone, as far as this user may look."""
-    text = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    ours = {entry.mountpoint: entry for entry in parse_mountinfo(text) if entry.fstype == FSTYPE}
+    ours = {entry.mountpoint: entry for entry in mount_entries() if entry.fstype == FSTYPE}
     return [entry for entry in ours.values() if is_dead(Path(entry.mountpoint))]
 
 

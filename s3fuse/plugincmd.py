@@ -149,7 +149,7 @@ def plugin_purge(context: click.Context, arguments: tuple[str, ...]) -> None:
     with _mount_command(context).make_context("mount", [*arguments, "/"]) as parsed:
         options = dict(parsed.params)
     bucket, mountpoint = options.pop("bucket"), options.pop("mountpoint")
-    del options["foreground"]
+    del options["foreground"], options["shared"]
     daemon.set_up_logging("error", None)
     trio.run(purge, config.MountConfig.from_options(bucket, mountpoint, options))
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 #: Options of volumes that `mount` does not have.
 OWN = ("bucket", "prefix", "credentials", "purge")
 #: Options of `mount` that the plugin gives itself. A file with keys is named by `credentials`.
-_GIVEN = frozenset({"credentials-file", "foreground", "help", "log-file", "nonempty"})
+_GIVEN = frozenset({"credentials-file", "foreground", "help", "log-file", "nonempty", "shared"})
 _ON = frozenset({"", "true", "1", "yes", "on"})
 _OFF = frozenset({"false", "0", "no", "off"})
 _CREDENTIALS = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
@@ -150,7 +150,7 @@ class MountOptions:
                 options = dict(context.params)
         except click.UsageError as error:
             raise UserError(error.format_message(), ExitCode.USAGE) from None
-        for name in ("bucket", "mountpoint", "foreground"):
+        for name in ("bucket", "mountpoint", "foreground", "shared"):
             options.pop(name)
         MountConfig.from_options(definition.place, Path("/"), options)
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import trio
 
-from s3fuse.kernel import FSTYPE
+from s3fuse import kernel
 
 _PEERS = re.compile(r"(?:shared|master):(\d+)")
-_FSTYPE = FSTYPE.encode()
 
 
 def held() -> set[str]:
@@ -27,7 +26,7 @@ def held() -> set[str]:
     of systemd have such copies of everything.
     """
     ours: dict[str, set[str]] = {}
-    for device, peers in devices(Path("/proc/self/mountinfo").read_bytes()):
+    for device, peers in devices(_mountinfo("self")):
         ours.setdefault(device, set()).update(peers)
     found: set[str] = set()
     seen = {os.readlink("/proc/self/ns/mnt")}
@@ -38,7 +37,7 @@ def held() -> set[str]:
             namespace = os.readlink(f"/proc/{process}/ns/mnt")
             if namespace in seen:
                 continue
-            content = Path(f"/proc/{process}/mountinfo").read_bytes()
+            content = _mountinfo(process)
         except OSError:  # it has ended; another process may have the same namespace
             continue
         if content:
@@ -47,17 +46,15 @@ def held() -> set[str]:
     return found
 
 
-def devices(mountinfo: bytes) -> list[tuple[str, set[str]]]:
-    """Device and peer groups of each s3fuse mount in a mountinfo file (format: proc(5))."""
-    found = []
-    for line in mountinfo.split(b"\n"):
-        if _FSTYPE not in line:
-            continue
-        fields = line.split(b" ")
-        dash = fields.index(b"-", 6)
-        if fields[dash + 1] == _FSTYPE:
-            found.append((fields[2].decode(), set(_PEERS.findall(b" ".join(fields[6:dash]).decode()))))
-    return found
+def _mountinfo(process: str) -> str:
+    return Path(f"/proc/{process}/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+
+
+def devices(mountinfo: str) -> list[tuple[str, set[str]]]:
+    """Device and peer groups of each s3fuse mount in a mountinfo file."""
+    lines = (line for line in mountinfo.split("\n") if kernel.FSTYPE in line)
+    ours = (entry for entry in kernel.parse_mountinfo("\n".join(lines)) if entry.fstype == kernel.FSTYPE)
+    return [(entry.device, set(_PEERS.findall(entry.propagation))) for entry in ours]
 
 
 class Holders:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from s3fuse import bare, control, kernel
+from s3fuse import control, kernel
 from s3fuse.errors import UserError
+from s3fuse.mountpoint import refuse_writes
 from s3fuse.volume import process
 
 if TYPE_CHECKING:
@@ -363,7 +364,7 @@ class VolumeMount:
                 self.mountpoint.mkdir(parents=True, exist_ok=True, mode=0o700)
             except OSError as error:
                 raise UserError(f"the mountpoint {self.mountpoint} cannot be made: {error.strerror}") from None
-            bare.refuse_writes(self.mountpoint)
+            refuse_writes(self.mountpoint)
         return [*arguments, "--", definition.place, str(self.mountpoint)]
 
     # -- while it is mounted
@@ -479,7 +480,7 @@ class VolumeMount:
 
     def _remove_mountpoint(self) -> None:
         if kernel.mount_entry(self.mountpoint) is None:
-            bare.refuse_writes(self.mountpoint, on=False)
+            refuse_writes(self.mountpoint, on=False)
             try:
                 self.mountpoint.rmdir()
             except FileNotFoundError:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3fuse import bare, kernel
+from s3fuse import kernel
+from s3fuse.mountpoint import refuse_writes
 from s3fuse.volume import inuse
 from tests.volume.harness import container
 
@@ -19,7 +20,7 @@ needs_fuse = pytest.mark.skipif(
     not os.path.exists("/dev/fuse") or os.geteuid() != 0, reason="mounting wants root and /dev/fuse"
 )
 
-LINES = rb"""21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
+LINES = r"""21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
 40 21 0:50 / /mnt/a\040b rw,relatime shared:7 master:3 - fuse.s3fuse s3fuse#b rw
 41 21 0:51 / /mnt/c rw - fuse.s3fuse s3fuse#c rw
 42 21 0:52 / /mnt/d rw - fuse.sshfs fuse.s3fuse rw
@@ -81,7 +82,7 @@ def test_a_copy_that_follows_by_propagation_is_no_holder(tmp_path: Path) -> None
         try:
             assert follower.stdout is not None
             follower.stdout.readline()
-            with open(f"/proc/{follower.pid}/mountinfo", "rb") as lines:
+            with open(f"/proc/{follower.pid}/mountinfo") as lines:
                 assert entry.device in [device for device, _ in inuse.devices(lines.read())]
             assert entry.device not in inuse.held()
         finally:
@@ -98,7 +99,7 @@ def test_a_copy_that_follows_by_propagation_is_no_holder(tmp_path: Path) -> None
 def test_a_bare_mountpoint_refuses_writes_and_takes_a_mount(tmp_path: Path) -> None:
     path = tmp_path / "mnt"
     path.mkdir()
-    if not bare.refuse_writes(path):
+    if not refuse_writes(path):
         pytest.skip("this filesystem has no immutable flag")
     try:
         with pytest.raises(PermissionError):
@@ -106,9 +107,9 @@ def test_a_bare_mountpoint_refuses_writes_and_takes_a_mount(tmp_path: Path) -> N
         os.close(kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True))
         kernel.unmount(path, lazy=True)
     finally:
-        assert bare.refuse_writes(path, on=False)
+        assert refuse_writes(path, on=False)
     (path / "x").write_text("fine")
 
 
 def test_what_cannot_be_flagged_is_no_error(tmp_path: Path) -> None:
-    assert not bare.refuse_writes(tmp_path / "missing")
+    assert not refuse_writes(tmp_path / "missing")

@@ -51,8 +51,8 @@ def mountpoint(tmp_path: Path) -> Path:
 
 def test_mountinfo() -> None:
     assert parse_mountinfo(MOUNTINFO) == [
-        MountEntry("/", "254:0", "ext4", "/dev/vda"),
-        MountEntry("/mnt/a b\tc\nd\\e", "0:45", "fuse.s3fuse", "s3fuse#bu cket"),
+        MountEntry("/", "254:0", "ext4", "/dev/vda", "shared:1"),
+        MountEntry("/mnt/a b\tc\nd\\e", "0:45", "fuse.s3fuse", "s3fuse#bu cket", "shared:7 master:2 propagate_from:3"),
         MountEntry("/mnt/plain", "0:46", "fuse.s3fuse", ""),
     ]
 

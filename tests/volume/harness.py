@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s3fuse import bare, control, kernel
+from s3fuse import control, kernel
+from s3fuse.mountpoint import refuse_writes
 from tests.fuse.harness import S3FUSE, free_environment, wait_for
 
 if TYPE_CHECKING:
@@ -45,6 +46,20 @@ class _Connection(http.client.HTTPConnection):
 
 class Refused(AssertionError):
     """What the plugin answered as "Err"."""
+
+
+def _session(pid: int) -> list[int]:
+    """The processes of a mount, its session's leader first: what starts others anew ends before them."""
+    try:
+        leader = os.getsid(pid)
+    except ProcessLookupError:
+        return []
+    found = []
+    for process in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(ProcessLookupError):
+            if os.getsid(process) == leader:
+                found.append(process)
+    return sorted(found, key=lambda process: process != leader)
 
 
 @dataclass
@@ -198,25 +213,25 @@ class Plugin:
         self.abort()
 
     def crash_mounts(self) -> None:
-        """What a reboot does to mounts: they and their daemons are gone at once."""
+        """What a reboot does to mounts: they and their processes are gone at once."""
         for mountpoint in (self.folder / "mounts").glob("*"):
-            about = control.last_said(mountpoint)
-            with suppress(OSError):
-                about |= control.request(mountpoint, "status", timeout_s=1)
+            pid = control.last_said(mountpoint).get("pid")
+            session = [] if pid is None else _session(pid)
             while (entry := kernel.mount_entry(mountpoint)) is not None:
                 with suppress(OSError):
                     Path(f"/sys/fs/fuse/connections/{entry.device.partition(':')[2]}/abort").write_text("1")
                 kernel.unmount(mountpoint, lazy=True)
-            for pid in {about.get("pid"), about.get("keeper_pid")} - {None}:
+            for process in session:
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-                control.wait_for_end(pid, 10)
+                    os.kill(process, signal.SIGKILL)
+            for process in session:
+                control.wait_for_end(process, 10)
 
     def abort(self) -> None:
         """Nothing stays mounted, running, or immutable."""
         self.crash_mounts()
         for mountpoint in (self.folder / "mounts").glob("*"):
-            bare.refuse_writes(mountpoint, on=False)
+            refuse_writes(mountpoint, on=False)
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from s3fuse import control, kernel
+from s3fuse.mountpoint import refuse_writes
 from tests.fuse.harness import wait_for
 from tests.volume.harness import WAIT_S, Plugin, Refused, container
 
@@ -261,9 +262,7 @@ def test_the_bare_directory_takes_no_data(plugins: Plugins, bucket: Bucket) -> N
     path = plugin.mount("vol")
     plugin.unmount("vol")
     plugin.until_gone("vol")
-    from s3fuse import bare
-
-    if not bare.refuse_writes(path):
+    if not refuse_writes(path):
         pytest.skip("this filesystem has no immutable flag")
     with pytest.raises(PermissionError):
         (path / "file").write_text("on the host's disk")
