@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 WHERE = click.Choice(["local", "upload"])
+LINKS = click.Choice(["refuse", "copy"])
 LEVELS = click.Choice(["debug", "info", "warning", "error"])
 #: What to do about a dead daemon's mount.
 DEAD = "mount the bucket there again, which uploads what waits, or end it with s3fuse umount"
@@ -61,6 +62,7 @@ run_option = grouped("Running it")
 @limit_option("--max-requests", type=int, default=32, show_default=True, help="Most S3 requests at once.")
 @bucket_option("--close", type=WHERE, default="local", show_default=True, help="Where data is when close(2) returns.")
 @bucket_option("--fsync", type=WHERE, default="upload", show_default=True, help="Where data is when fsync(2) returns.")
+@bucket_option("--hard-links", type=LINKS, default="refuse", show_default=True, help="What link(2) does.")
 @bucket_option("--attr-ttl", type=Seconds(), default="1s", show_default=True, help="How old attributes may be.")
 @bucket_option("--drain-timeout", type=Seconds(), default="5m", show_default=True, help="Longest wait when unmounting.")
 @bucket_option("--read-only", is_flag=True, help="Refuse every change.")

@@ -110,6 +110,7 @@ class MountConfig:
     max_requests: int = 32
     close: Literal["local", "upload"] = "local"
     fsync: Literal["upload", "local"] = "upload"
+    hard_links: Literal["refuse", "copy"] = "refuse"
     attr_ttl_s: float = 1.0
     drain_timeout_s: float = 300.0
     read_only: bool = False

@@ -132,7 +132,13 @@ def plugin(
         stale_s=stale_s,
         unmount_s=unmount_s,
     )
-    defaults = {"umask": "000", "drain-timeout": f"{drain:g}s", "endpoint": endpoint, "credentials": credentials}
+    defaults = {
+        "umask": "000",  # a new volume is for everybody, until an image or a program gives it an owner
+        "hard-links": "copy",  # images have some, and a refusal would end `docker run`
+        "drain-timeout": f"{drain:g}s",
+        "endpoint": endpoint,
+        "credentials": credentials,
+    }
     options = MountOptions(_mount_command(context), {name: value for name, value in defaults.items() if value})
     trio.run(serve, socket_path, State(state_dir), places, options, NameRule(name_rule))
 

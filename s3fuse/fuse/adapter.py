@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import time
 from itertools import islice
 from typing import TYPE_CHECKING, cast
@@ -14,6 +13,7 @@ from s3fuse.fuse.errno import answers
 from s3fuse.fuse.signals import process_threads
 from s3fuse.vfs.attributes import FREE_BYTES, FREE_INODES, AttributeOperations, Wanted
 from s3fuse.vfs.files import Files
+from s3fuse.vfs.links import Links
 from s3fuse.vfs.names import Names
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Adapter(pyfuse3.Operations):
         self.names = Names(core)
         self.files = Files(core)
         self.attributes = AttributeOperations(core, self.files)
+        self.links = Links(core, self.names, self.files, self.attributes)
         self._listings: dict[int, tuple[Inode, list[Inode] | None]] = {}
         self._next_listing = 1 << 62  # apart from the handles of files
         self._openers: dict[int, tuple[int, int]] = {}  # handle -> its inode and the thread that opened it
@@ -123,7 +124,7 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        raise OSError(errno.EPERM, "hard links are not supported")
+        return self._known(await self.links.link(self.inodes[inode], self.inodes[new_parent_inode], new_name))
 
     @answers
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:

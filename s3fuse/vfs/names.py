@@ -138,14 +138,14 @@ class Names:
         if child.is_directory:
             fail(errno.EISDIR, child.name)
         child.ctime_ns = time.time_ns()
-        self._remove(child)
+        self.remove(child)
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:
         child = await self._child(parent, name)
         await self._check_empty(child)
         if not child.linked:
             fail(errno.ENOENT, child.name)
-        self._remove(child)
+        self.remove(child)
 
     async def _check_empty(self, directory: Inode) -> None:
         """Raises ENOTDIR, or ENOTEMPTY where anything is in it, also a key that cannot be shown."""
@@ -156,7 +156,8 @@ class Names:
         if directory.children or self.core.directories.hidden[self.core.inodes.key(directory)]:
             fail(errno.ENOTEMPTY, directory.name)
 
-    def _remove(self, child: Inode) -> None:
+    def remove(self, child: Inode) -> None:
+        """Takes a name out of the tree at once; a directory must be empty."""
         parent = child.parent
         assert parent is not None
         if child.is_directory:

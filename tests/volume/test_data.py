@@ -36,6 +36,7 @@ def image(folder: Path, files: int) -> None:
     (folder / "private" / "data").write_text("secret\n")
     (folder / "suid").write_text("#!/bin/sh\n")
     (folder / "link").symlink_to("private/data")
+    os.link(folder / "suid", folder / "twin")
     (folder / "dangling").symlink_to("/nowhere/at all")
     os.mkfifo(folder / "fifo", 0o620)
     os.mknod(folder / "null", 0o666 | stat.S_IFCHR, os.makedev(1, 3))
@@ -54,9 +55,15 @@ def image(folder: Path, files: int) -> None:
 
 def copy_up(source: Path, target: Path) -> None:
     """Copies a tree in the order that Docker does: parents first, for each its content, owner, mode, times, xattrs."""
+    seen: dict[int, Path] = {}
     for path in [source, *sorted(source.rglob("*"))]:
         to = target / path.relative_to(source)
         status = path.lstat()
+        if status.st_ino in seen:
+            os.link(seen[status.st_ino], to)
+            continue
+        if not path.is_dir() and status.st_nlink > 1:
+            seen[status.st_ino] = to
         if path.is_symlink():
             to.symlink_to(path.readlink())
         elif path.is_dir():
