@@ -15,7 +15,7 @@ from s3fuse.volume.mounts import VolumeMount
 from s3fuse.volume.naming import check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from s3fuse.volume.api import Call
     from s3fuse.volume.definition import Definition, MountOptions
@@ -70,7 +70,18 @@ class Driver:
         for definition in purges:
             self._leave(self._made(definition))
         log.info("%d volumes are known", len(volumes))
-        self._nursery.start_soon(self._owe)
+        self._start(self._owe)
+
+    def _start(self, work: Callable[..., Awaitable[None]], *arguments: object) -> None:
+        """Runs something beside the requests; if it fails, volumes and requests go on."""
+
+        async def run() -> None:
+            try:
+                await work(*arguments)
+            except Exception:
+                log.exception("%s failed", work.__name__)
+
+        self._nursery.start_soon(run)
 
     async def _owe(self) -> None:
         """Has volumes mounted in whose cache directory something waits from before."""
@@ -88,7 +99,7 @@ class Driver:
 
     def _add(self, definition: Definition) -> None:
         volume = self._volumes[definition.name] = self._made(definition)
-        self._nursery.start_soon(self._run, volume, self._leaving.get(definition.name))
+        self._start(self._run, volume, self._leaving.get(definition.name))
 
     async def _run(self, volume: VolumeMount, after: trio.Event | None) -> None:
         if after is not None:  # an earlier volume of the name
@@ -174,8 +185,8 @@ class Driver:
         self._leaving[name] = left = trio.Event()
         volume.retire()
         if not running:
-            self._nursery.start_soon(self._run, volume, before)
-        self._nursery.start_soon(self._finish, volume, left)
+            self._start(self._run, volume, before)
+        self._start(self._finish, volume, left)
 
     async def _finish(self, volume: VolumeMount, left: trio.Event) -> None:
         await volume.retired.wait()

@@ -194,7 +194,14 @@ class VolumeMount:
         """Does what is to be done until cancelled, or until the removed volume is gone."""
         while True:
             self._poked = trio.Event()
-            await self._turn()
+            waiters = list(self._waiters)
+            try:
+                await self._turn(waiters)
+            except Exception as error:  # that of one volume must not end those of others
+                log.exception("volume %s", self.definition.name)
+                self.last_error = repr(error)
+                self._resolve(waiters, f"volume {self.definition.name}: {error!r}; see the log of s3fuse plugin")
+                await trio.sleep(RETRY_S[0])
             if self._retiring and self.state == "unmounted":
                 break
             await self._pause()
@@ -202,8 +209,7 @@ class VolumeMount:
             await trio.to_thread.run_sync(self._remove_mountpoint)
         self.retired.set()
 
-    async def _turn(self) -> None:
-        waiters = list(self._waiters)
+    async def _turn(self, waiters: list[_Waiter]) -> None:
         await self._look()
         if self._retiring:
             self._resolve(waiters, f"volume {self.definition.name} is being removed")
