@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import click
 
 from s3fuse import config, daemon
 from s3fuse.options import FilePath, GroupedCommand, Seconds, grouped
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 place_option = grouped("Where things are")
 volume_option = grouped("Volumes")
@@ -125,7 +122,7 @@ def plugin(
     os.environ["MC_CONFIG_DIR"] = "/nonexistent"
     daemon.set_up_logging(log_level, log_file)
     places = Places(
-        base_dir=base_dir,
+        base_dir=Path(os.path.realpath(base_dir)),  # as the kernel names what is mounted there
         cache_root=cache_root or config.cache_root(),
         credentials_dirs=credentials_dirs,
         linger_s=linger_s,

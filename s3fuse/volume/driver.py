@@ -85,21 +85,24 @@ class Driver:
 
     async def _owe(self) -> None:
         """Has volumes mounted in whose cache directory something waits from before."""
-        mounted = await trio.to_thread.run_sync(lambda: {v for v in self._volumes.values() if v.is_there()})
-        resting = [v for v in self._volumes.values() if v not in mounted and not v.definition.ephemeral]
+        restored = list(self._volumes.values())
+        mounted = await trio.to_thread.run_sync(lambda: [volume.is_there() for volume in restored])
+        resting = [v for v, there in zip(restored, mounted, strict=True) if not there and not v.definition.ephemeral]
         found = await process.waiting_in([volume.cache_directory for volume in resting])
-        for volume in resting:
-            facts = found.get(str(volume.cache_directory))
-            if facts is not None and facts["waiting_files"]:
-                log.info("volume %s: %d changes wait for upload", volume.definition.name, facts["waiting_files"])
-                volume.owe(int(facts["waiting_files"]))
+        for volume in restored:
+            facts = found.get(str(volume.cache_directory), {})
+            left = int(facts.get("waiting_files", 0)) if volume in resting else 0
+            if left:
+                log.info("volume %s: %d changes wait for upload", volume.definition.name, left)
+            volume.owe(left)
 
     def _made(self, definition: Definition) -> VolumeMount:
         return VolumeMount(definition, self._options, self._places, self._holders)
 
-    def _add(self, definition: Definition) -> None:
+    def _add(self, definition: Definition) -> VolumeMount:
         volume = self._volumes[definition.name] = self._made(definition)
         self._start(self._run, volume, self._leaving.get(definition.name))
+        return volume
 
     async def _run(self, volume: VolumeMount, after: trio.Event | None) -> None:
         if after is not None:  # an earlier volume of the name
@@ -128,7 +131,7 @@ class Driver:
             known = self._volumes.get(name)
             if known is None:
                 await trio.to_thread.run_sync(self._state.save, definition)
-                self._add(definition)
+                self._add(definition).owe(0)
                 log.info("volume %s is made: %s", name, definition.place)
             elif not known.definition.same_as(definition):
                 raise UserError(

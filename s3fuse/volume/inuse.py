@@ -20,15 +20,17 @@ _PEERS = re.compile(r"(?:shared|master):(\d+)")
 
 
 def held() -> set[str]:
-    """The devices ("MAJOR:MINOR") of s3fuse mounts that another mount namespace has (blocks).
+    """The devices ("MAJOR:MINOR") of s3fuse mounts that stay when this namespace unmounts them (blocks).
 
     A copy that follows this namespace's own mount by propagation does not count: it goes when the mount goes. Services
     of systemd have such copies of everything.
     """
     ours: dict[str, set[str]] = {}
-    for device, peers in devices(_mountinfo("self")):
-        ours.setdefault(device, set()).update(peers)
     found: set[str] = set()
+    for device, peers in devices(_mountinfo("self")):
+        if device in ours and not peers & ours[device]:  # bound to another path of this host
+            found.add(device)
+        ours.setdefault(device, peers)
     seen = {os.readlink("/proc/self/ns/mnt")}
     for process in os.listdir("/proc"):
         if not process.isdigit():

@@ -90,6 +90,8 @@ class VolumeMount:
         self.left_files = 0
         #: Set once the mount of a removed volume is gone.
         self.retired = trio.Event()
+        #: Set once it is known what waits in the cache directory from before.
+        self.looked_at = trio.Event()
         self.uses: dict[str, _Use] = {}
         self._waiters: list[_Waiter] = []
         self._last_use = time.monotonic()
@@ -97,7 +99,7 @@ class VolumeMount:
         self._lost: str | None = None
         #: The volume is to be mounted although nobody asked: its daemon died, or something waits in its cache.
         self._owed = False
-        #: What waits in the cache directory is not known, as somebody else ended the mount.
+        #: What waits in the cache directory is not known, as somebody else ended the mount or its daemon died.
         self._unsure = False
         self._retiring = False
         self._retry_s = 0.0
@@ -156,11 +158,17 @@ class VolumeMount:
     async def check_removable(self) -> None:
         """Raises UserError while a container holds the volume or something waits for upload."""
         name = self.definition.name
+        await self.looked_at.wait()
         if self.state != "unmounted":
             if await self.holders.have(self.device):
                 raise UserError(f"volume {name} is in use by a container")
             with trio.move_on_after(0.05):
                 await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
+        if self.state == "unmounted" and self._unsure:
+            raise UserError(
+                f"volume {name} is not removed: its mount ended by itself, and what waits for upload is not known yet; "
+                "try again"
+            )
         if count := self.pending_files:
             where = f"s3fuse status {self.mountpoint}" if self.state != "unmounted" else f"its log, {self.log_file}"
             raise UserError(
@@ -174,9 +182,10 @@ class VolumeMount:
         self.poke()
 
     def owe(self, left_files: int) -> None:
-        """Something waits in the cache directory: it is mounted to upload that."""
+        """What waits in the cache directory from before: if something does, it is mounted to upload that."""
         self.left_files = left_files
-        self._owed = left_files > 0
+        self._owed = self._owed or left_files > 0
+        self.looked_at.set()
         self.poke()
 
     @property
@@ -220,7 +229,6 @@ class VolumeMount:
             await self._start()
             if self.state != "mounted":
                 self._resolve(waiters, f"volume {self.definition.name}: {self.last_error}")
-                return
         if self.state == "mounted":
             self._resolve(list(self._waiters), None)
             if await self._is_idle():
@@ -266,7 +274,7 @@ class VolumeMount:
         problem = self._ask()
         if problem is not None and not isinstance(problem, TimeoutError) and kernel.is_dead(self.mountpoint):
             self._set_unmounted()
-            self._owed = True
+            self._owed, self._unsure = True, not self.definition.ephemeral
             return
         self.state, self.device = "mounted", entry.device
         self.pid = self.status.get("pid") if problem is None else control.last_said(self.mountpoint).get("pid")
@@ -281,11 +289,11 @@ class VolumeMount:
         return None
 
     def _set_unmounted(self) -> None:
-        self.left_files = self.pending_files
+        self.left_files = 0 if self.definition.ephemeral else self.pending_files
         self.state, self.device, self.pid, self.status = "unmounted", "", None, {}
 
     async def _see_what_is_left(self) -> None:
-        """What waits in the cache directory of a mount that somebody else ended, and whose daemon may still drain."""
+        """What waits in the cache directory of a mount that ended by itself, and whose daemon may still drain."""
         draining = await trio.to_thread.run_sync(control.draining, self.cache_directory)
         if draining is not None:
             self.left_files = int(draining["pending"]["files"])
@@ -485,6 +493,8 @@ class VolumeMount:
             log.info("volume %s is unmounted", self.definition.name)
 
     def _remove_mountpoint(self) -> None:
+        if kernel.is_dead(self.mountpoint):
+            kernel.unmount(self.mountpoint, lazy=True)
         if kernel.mount_entry(self.mountpoint) is None:
             refuse_writes(self.mountpoint, on=False)
             try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -55,6 +56,18 @@ def test_a_container_holds_the_mount_as_long_as_it_lives(mount: tuple[Path, str]
 
 
 @needs_fuse
+def test_what_is_bound_elsewhere_on_the_host_is_held(mount: tuple[Path, str], tmp_path: Path) -> None:
+    path, device = mount
+    (tmp_path / "other").mkdir()
+    subprocess.run(["mount", "--bind", path, tmp_path / "other"], check=True)
+    try:
+        assert device in inuse.held()
+    finally:
+        kernel.unmount(tmp_path / "other", lazy=True)
+    assert device not in inuse.held()
+
+
+@needs_fuse
 async def test_an_answer_is_given_again_for_a_while(mount: tuple[Path, str], tmp_path: Path) -> None:
     path, device = mount
     holders = inuse.Holders()
@@ -66,8 +79,6 @@ async def test_an_answer_is_given_again_for_a_while(mount: tuple[Path, str], tmp
 
 @needs_fuse
 def test_a_copy_that_follows_by_propagation_is_no_holder(tmp_path: Path) -> None:
-    import subprocess
-
     path = tmp_path / "mnt"
     path.mkdir()
     subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=True)

@@ -110,6 +110,7 @@ async def volume(world: World, tmp_path: Path, **more: float) -> AsyncIterator[V
     options = MountOptions(cli.commands["mount"], {})
     definition = options.define("vol", {"bucket": "bucket"}, NameRule("{name}"), "")
     mount = VolumeMount(definition, options, places, Kernel(world))
+    mount.owe(0)
     with trio.fail_after(30):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mount.run)
