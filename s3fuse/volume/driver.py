@@ -250,7 +250,7 @@ def _status(volume: VolumeMount, options: Mapping[str, str]) -> dict[str, Any]:
         "options": dict(options),
         "state": volume.state,
         "pid": volume.pid,
-        "mount_ids": len(volume.uses),
+        "mount_ids": len(volume.uses.by_id),
         "pending_files": pending["files"],
         "pending_bytes": pending["bytes"],
         "conflicts": len(said.get("conflicts") or ()),

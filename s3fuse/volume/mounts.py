@@ -6,7 +6,7 @@ and a request that gives up undoes nothing. What is true of the mount is asked o
 socket at each turn, since anybody may unmount or kill.
 
 A mount ends by itself only when nobody holds it and nothing waits for upload, and then `linger_s` after its last use.
-Docker's mount IDs are a hint: an ID counts until its Unmount, or until it is stale (see `_Use`).
+Docker's mount IDs are a hint (see `uses`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ import trio
 from s3fuse import control, kernel
 from s3fuse.errors import UserError
 from s3fuse.mountpoint import refuse_writes
-from s3fuse.volume import process
+from s3fuse.volume import daemon, process
+from s3fuse.volume.uses import Uses
 
 if TYPE_CHECKING:
     from s3fuse.volume.definition import Definition, MountOptions
@@ -35,30 +36,13 @@ log = logging.getLogger(__name__)
 MOUNT_S = 100.0
 #: How long failed uploads of what Docker copied into a volume are tried again before the next Mount tells of them.
 COPY_UP_S = 10.0
+FLUSH_AGAIN_S = 0.5
 #: How long a look at a mount that nobody asks for is good.
 TICK_S = 5.0
 BUSY_TICK_S = 1.0
 #: A container that lives at all has its mount by then.
 FIRST_LOOK_S = 1.0
-#: An ID that no container was ever seen with counts this much longer: Docker may be copying, which shows nowhere.
-UNSEEN = 10
 RETRY_S = (1.0, 60.0)
-#: Stands for users of a mount that was there before this process.
-_ADOPTED = ""
-
-
-@dataclass
-class _Use:
-    """One mount ID. `seen`: a container held the mount since; `gone_at`: when none did any more, after that."""
-
-    at: float
-    seen: bool = False
-    gone_at: float | None = None
-
-    def stale(self, now: float, stale_s: float) -> bool:
-        if self.seen:
-            return self.gone_at is not None and now - self.gone_at >= stale_s
-        return now - self.at >= stale_s * UNSEEN
 
 
 @dataclass
@@ -92,9 +76,8 @@ class VolumeMount:
         self.retired = trio.Event()
         #: Set once it is known what waits in the cache directory from before.
         self.looked_at = trio.Event()
-        self.uses: dict[str, _Use] = {}
+        self.uses = Uses()
         self._waiters: list[_Waiter] = []
-        self._last_use = time.monotonic()
         self._flushing = 0
         self._lost: str | None = None
         #: The volume is to be mounted although nobody asked: its daemon died, or something waits in its cache.
@@ -142,17 +125,14 @@ class VolumeMount:
 
     async def release(self, identity: str) -> None:
         """Takes a user's ID off. After the last one it returns when all is in the bucket, or after `unmount_s`."""
-        use = self.uses.pop(identity, None)
-        self._last_use = time.monotonic()
-        if self.state == "mounted" and not self.uses.keys() - {_ADOPTED}:
-            held = await self._note_holders(age_s=0.0)
-            if not held and not self._waiters:
-                self._flushing += 1
-                try:
-                    await self._flush(by_container=use is None or use.seen)
-                finally:
-                    self._flushing -= 1
-        self._last_use = time.monotonic()
+        use = self.uses.end(identity)
+        if self.state == "mounted" and self.uses.is_last_gone and not await self._is_held() and not self._waiters:
+            self._flushing += 1
+            try:
+                await self._flush(by_container=use is None or use.seen)
+            finally:
+                self._flushing -= 1
+                self.uses.last_at = time.monotonic()
         self.poke()
 
     async def check_removable(self) -> None:
@@ -243,8 +223,7 @@ class VolumeMount:
                 waiter.error = error
                 waiter.done.set()
                 if error is None:
-                    self.uses[waiter.id] = _Use(time.monotonic())
-                    self._last_use = time.monotonic()
+                    self.uses.begin(waiter.id)
 
     def _wanted(self, waiters: list[_Waiter]) -> bool:
         return bool(waiters) or ((bool(self.uses) or self._owed) and time.monotonic() >= self._retry_at)
@@ -258,13 +237,11 @@ class VolumeMount:
                 where = f"{self.definition.place} on {self.mountpoint}, pid {self.pid}"
                 log.info("volume %s: %s", self.definition.name, where)
                 if not self._waiters and not self.uses:
-                    # Whoever uses it, if anybody, said so to an earlier plugin.
-                    self.uses[_ADOPTED] = _Use(time.monotonic(), seen=True, gone_at=time.monotonic())
+                    self.uses.adopt()
         elif before == "mounted":
-            log.warning(
-                "volume %s: %s", self.definition.name, "its daemon is dead" if self._owed else "it is unmounted"
-            )
-            self._unsure = not self._owed
+            what = "its daemon is dead" if self._owed else "somebody unmounted it"
+            log.warning("volume %s: %s", self.definition.name, what)
+            self._unsure = not self.definition.ephemeral  # its daemon may still drain
 
     def _look_at_mount(self) -> None:
         entry = kernel.mount_entry(self.mountpoint)
@@ -283,7 +260,7 @@ class VolumeMount:
     def _ask(self) -> Exception | None:
         """Has the daemon say its status; gives why it did not."""
         try:
-            self.status = control.request(self.mountpoint, "status", timeout_s=5)
+            self.status = daemon.status(self.mountpoint)
         except (OSError, ValueError, UserError) as error:
             return error
         return None
@@ -309,10 +286,10 @@ class VolumeMount:
         if self.state == "mounted":
             if self.pending_files or self._retiring:
                 pause_s = BUSY_TICK_S
-            elif any(now - use.at < FIRST_LOOK_S for use in self.uses.values()):
+            elif self.uses and self.uses.age_s() < FIRST_LOOK_S:
                 pause_s = FIRST_LOOK_S
             if not self.uses:
-                pause_s = min(pause_s, max(0.05, self._last_use + self.places.linger_s - now))
+                pause_s = min(pause_s, max(0.05, self.uses.last_at + self.places.linger_s - now))
             pause_s = min(pause_s, max(0.05, self.places.stale_s))
         elif self.uses or self._owed:
             pause_s = max(0.05, self._retry_at - now)
@@ -385,28 +362,19 @@ class VolumeMount:
 
     async def _is_idle(self) -> bool:
         """Whether the mount is to end now."""
-        now = time.monotonic()
-        wants_end = not self.uses and now - self._last_use >= self.places.linger_s
-        newest = max((use.at for use in self.uses.values()), default=now)
-        held = await self._note_holders(age_s=0.0 if wants_end else min(TICK_S - 1, (now - newest) / 2))
+        lingered = not self.uses and time.monotonic() - self.uses.last_at >= self.places.linger_s
+        held = await self._is_held(age_s=0.0 if lingered else min(TICK_S - 1, self.uses.age_s() / 2))
         if held or self._waiters or self._flushing:
             return False
-        stale = [identity for identity, use in self.uses.items() if use.stale(now, self.places.stale_s)]
-        if stale and len(stale) == len(self.uses):
+        if self.uses.forget_stale(self.places.stale_s):
             log.info("volume %s: nobody holds it, its last Unmount did not come", self.definition.name)
-            for identity in stale:
-                del self.uses[identity]
-            wants_end = not await self.holders.have(self.device) and not self.uses
-        return wants_end and not self.pending_files and not self._waiters
+            lingered = not await self._is_held()
+        return lingered and not self.uses and not self.pending_files and not self._waiters
 
-    async def _note_holders(self, *, age_s: float) -> bool:
-        """Whether a container holds the mount, as of at most `age_s` ago; each ID remembers it."""
+    async def _is_held(self, *, age_s: float = 0.0) -> bool:
+        """Whether a container holds the mount, as of at most `age_s` ago."""
         held = await self.holders.have(self.device, age_s=age_s)
-        for use in self.uses.values():
-            if held:
-                use.seen, use.gone_at = True, None
-            elif use.seen and use.gone_at is None:
-                use.gone_at = time.monotonic()
+        self.uses.note(held=held)
         return held
 
     async def _flush(self, *, by_container: bool) -> None:
@@ -417,50 +385,38 @@ class VolumeMount:
         """
         end = time.monotonic() + self.places.unmount_s
         give_up_at = time.monotonic() + (0 if by_container else COPY_UP_S)
-        failed = await self._flush_once(end)
+        failed = await self._flush_once(self.places.unmount_s)
         while failed and time.monotonic() < give_up_at:
-            await trio.sleep(0.5)
-            failed = await self._flush_once(end)
+            await trio.sleep(FLUSH_AGAIN_S)
+            failed = await self._flush_once(end - time.monotonic())
         if failed:
             log.warning("volume %s: %s", self.definition.name, failed)
             self._lost = None if by_container else failed
 
-    async def _flush_once(self, end: float) -> str:
-        """What could not be uploaded, and why; "" where all is, or where it takes long."""
+    async def _flush_once(self, timeout_s: float) -> str:
+        """What is not in the bucket and why; "" where all is, or where it takes long."""
 
         def progress(message: dict[str, Any]) -> None:
-            if time.monotonic() > end:
-                raise TimeoutError
             if self.status.get("pending"):
                 self.status["pending"].update(message)
 
-        def flush() -> dict[str, Any]:
-            return control.request(self.mountpoint, "flush", on_progress=progress, timeout_s=end - time.monotonic())
-
         try:
-            failed = (await trio.to_thread.run_sync(flush, abandon_on_cancel=True))["failed"]
+            await daemon.flush(self.mountpoint, timeout_s, progress)
         except TimeoutError:
             count = self.pending_files
             log.warning("volume %s: %d changes are still to be uploaded; that goes on", self.definition.name, count)
-            return ""
-        except (OSError, ValueError, UserError) as error:
-            return f"its daemon did not say whether all is uploaded: {error}"
-        if not failed:
-            return ""
-        first = failed[0]
-        return (
-            f"{len(failed)} files of volume {self.definition.name} are not in the bucket, and are tried again; the "
-            f"first is {first['name']}: {first['error'] or first['state']}"
-        )
+        except daemon.NotFlushed as error:
+            return str(error)
+        return ""
 
     async def _tell_of_loss(self) -> None:
         """Raises UserError once for what Docker copied into the volume and could not be uploaded since."""
         if self._lost is None or self.state != "mounted":
             return
-        lost = await self._flush_once(time.monotonic() + COPY_UP_S)
+        lost = await self._flush_once(COPY_UP_S)
         self._lost = None
         if lost:
-            raise UserError(lost)
+            raise UserError(f"volume {self.definition.name}: {lost}")
 
     def _reason(self) -> str:
         server = self.status.get("server") or {}
@@ -475,13 +431,11 @@ class VolumeMount:
         self.state = "ending"
         pid = self.pid
         try:
-            await trio.to_thread.run_sync(
-                lambda: control.request(self.mountpoint, "umount", timeout_s=60), abandon_on_cancel=True
-            )
+            await daemon.umount(self.mountpoint)
         except UserError as error:  # somebody on this host has a file open
             log.info("volume %s stays mounted: %s", self.definition.name, error)
             self.state = "mounted"
-            self._last_use = time.monotonic()
+            self.uses.last_at = time.monotonic()
             return
         except (OSError, ValueError) as error:
             log.warning("volume %s: its daemon did not answer to umount: %s", self.definition.name, error)

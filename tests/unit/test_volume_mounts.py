@@ -19,6 +19,7 @@ from s3fuse.volume.inuse import Holders
 from s3fuse.volume.mounts import VolumeMount
 from s3fuse.volume.naming import NameRule
 from s3fuse.volume.places import Places
+from s3fuse.volume.uses import Use
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -99,6 +100,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(mounts, "BUSY_TICK_S", 0.02)
     monkeypatch.setattr(mounts, "FIRST_LOOK_S", 0.02)
     monkeypatch.setattr(mounts, "COPY_UP_S", 0.05)
+    monkeypatch.setattr(mounts, "FLUSH_AGAIN_S", 0.01)
     monkeypatch.setattr(mounts, "RETRY_S", (0.02, 0.1))
     return world
 
@@ -132,12 +134,12 @@ async def test_a_mount_is_begun_once_and_ends_after_its_last_user(world: World, 
             await until(lambda: world.starts)
             assert mount.state == "starting"
             world.go.set()
-        assert (world.starts, mount.state, len(mount.uses)) == (1, "mounted", 5)
+        assert (world.starts, mount.state, len(mount.uses.by_id)) == (1, "mounted", 5)
         for number in range(5):
             await mount.release(str(number))
         await until(lambda: mount.state == "unmounted")
         assert world.asked.count("umount") == 1
-        assert mount.uses == {}
+        assert not mount.uses
 
 
 @pytest.mark.parametrize("what", ["held", "pending", "busy"])
@@ -159,20 +161,20 @@ async def test_ids_without_an_unmount(world: World, tmp_path: Path) -> None:
         await mount.acquire("1")
         await mount.acquire("2")
         world.held = True
-        await until(lambda: all(use.seen for use in mount.uses.values()))
+        await until(lambda: all(use.seen for use in mount.uses.by_id.values()))
         world.held = False
         await until(lambda: not world.mounted)
-        assert mount.uses == {}
+        assert not mount.uses
 
 
 async def test_an_id_that_no_container_was_seen_with_counts_longer(world: World, tmp_path: Path) -> None:
     now = time.monotonic()
-    unseen, left = mounts._Use(now - 5), mounts._Use(now - 5, seen=True, gone_at=now - 2)
-    assert not unseen.stale(now, 1.0)
-    assert unseen.stale(now, 0.4)
-    assert left.stale(now, 1.0)
-    assert not left.stale(now, 3.0)
-    assert not mounts._Use(now - 99, seen=True).stale(now, 1.0)
+    unseen, left = Use(now - 5), Use(now - 5, seen=True, gone_at=now - 2)
+    assert not unseen.is_stale(now, 1.0)
+    assert unseen.is_stale(now, 0.4)
+    assert left.is_stale(now, 1.0)
+    assert not left.is_stale(now, 3.0)
+    assert not Use(now - 99, seen=True).is_stale(now, 1.0)
     async with volume(world, tmp_path) as mount:
         await mount.acquire("copy")
         await until(lambda: not world.mounted)
@@ -183,7 +185,7 @@ async def test_a_refusal_is_told_and_the_next_one_tries_again(world: World, tmp_
     async with volume(world, tmp_path) as mount:
         with pytest.raises(UserError, match="volume vol: bucket 'bucket' does not exist"):
             await mount.acquire("1")
-        assert (mount.state, mount.uses, mount.last_error) == ("unmounted", {}, world.refusal)
+        assert (mount.state, bool(mount.uses), mount.last_error) == ("unmounted", False, world.refusal)
         starts = world.starts
         await trio.sleep(0.2)
         assert world.starts == starts, "nobody wants it any more"
@@ -216,7 +218,7 @@ async def test_a_dead_daemon_is_replaced_as_soon_as_that_can_be(world: World, tm
         assert mount.last_error == "the server is away"
         world.refusal = ""
         await until(lambda: mount.state == "mounted")
-        assert "1" in mount.uses
+        assert "1" in mount.uses.by_id
 
 
 @pytest.mark.parametrize("trouble", [TimeoutError("timed out"), ConnectionResetError("gone")])
@@ -250,11 +252,11 @@ async def test_what_docker_copied_is_told_once_what_a_container_wrote_is_not(wor
         await mount.acquire("copy-up")
         world.failed = [{"name": "file", "error": "access denied", "state": "waiting"}]
         await mount.release("copy-up")
-        with pytest.raises(UserError, match=r"1 files of volume vol are not in the bucket.*file: access denied"):
+        with pytest.raises(UserError, match=r"volume vol: 1 files are not in the bucket.*file: access denied"):
             await mount.acquire("run")
         await mount.acquire("run")
         world.held = True
-        await until(lambda: mount.uses["run"].seen)
+        await until(lambda: mount.uses.by_id["run"].seen)
         world.held = False
         await mount.release("run")
         await mount.acquire("again")

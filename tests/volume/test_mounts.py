@@ -223,13 +223,13 @@ def test_a_server_that_is_away_and_comes_back(plugins: Plugins, bucket: Bucket, 
 def test_what_docker_copied_and_could_not_be_uploaded_is_told(plugins: Plugins, bucket: Bucket) -> None:
     """Docker does not look at what an Unmount says, so the Mount for the container tells it, once."""
     plugin = plugins(bucket.server)
-    plugin.allowed.append("files of volume vol are not in the bucket, and are tried again; the first is file")
+    plugin.allowed.append("volume vol: 1 files are not in the bucket, and are tried again; the first is file")
     plugin.create("vol", bucket=bucket.name)
     path = plugin.mount("vol", "copy-up")
     bucket.client.remove_bucket(bucket.name)
     (path / "file").write_text("copied")
     plugin.unmount("vol", "copy-up")
-    with pytest.raises(Refused, match=r"1 files of volume vol are not in the bucket.*the first is file"):
+    with pytest.raises(Refused, match=r"volume vol: 1 files are not in the bucket.*the first is file"):
         plugin.mount("vol", "run")
     assert plugin.status("vol")["pending_files"] == 1
     plugin.mount("vol", "run")
