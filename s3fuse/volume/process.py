@@ -30,7 +30,7 @@ class Command:
         # Not pipes: a daemon that the command leaves behind would hold them open.
         self._errors, self._output = os.memfd_create("errors"), os.memfd_create("output")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "s3fuse", *arguments],
+            [sys.executable, "-P", "-m", "s3fuse", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._errors,
