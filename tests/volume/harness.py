@@ -95,7 +95,8 @@ class Plugin:
             "--cache-root": self.folder / "cache",
             "--credentials-dir": self.folder / "keys",
             "--linger": "500ms",
-            "--stale": "2s",
+            # A test that uses the mount's own path holds nothing, however long it takes.
+            "--stale": "1h",
         }
         return [S3FUSE, "plugin", *(f"{name}={value}" for name, value in places.items()), *self.options]
 
@@ -184,7 +185,8 @@ class Plugin:
         return not self.mounted(name) and not control.socket_path(self.mountpoint(name)).exists()
 
     def until_gone(self, name: str) -> None:
-        wait_for(lambda: self.gone(name), timeout_s=WAIT_S)
+        """Returns when nothing is left of a mount, and the plugin knows it."""
+        wait_for(lambda: self.gone(name) and self.status(name)["state"] == "unmounted", timeout_s=WAIT_S)
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace") if self.log.exists() else ""
