@@ -506,7 +506,7 @@ async def test_listing_begun_before_a_change_arrived_does_not_undo_it(
             await rig.files.write(handle, 0, b"NEW!")
             rig.close(handle)
         case "unlink":
-            rig.names._remove(inode)
+            rig.names.remove(inode)
             expected -= {"f"}
         case "rename":
             rig.names._move(inode, root, "h", 0)
@@ -515,7 +515,7 @@ async def test_listing_begun_before_a_change_arrived_does_not_undo_it(
             rig.names._add(root, "new", stat.S_IFDIR | 0o755, 0, 0).lookups = 1
             expected |= {"new"}
         case "rmdir":
-            rig.names._remove(directory)
+            rig.names.remove(directory)
             expected -= {"g"}
         case "chmod":
             inode.mode = stat.S_IFREG | 0o600
