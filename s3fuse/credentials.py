@@ -11,13 +11,10 @@ import json
 import logging
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
-
-from minio.credentials.credentials import Credentials
-from minio.credentials.providers import IamAwsProvider, Provider
 
 from s3fuse.config import mc_aliases, usage
 from s3fuse.errors import ExitCode, UserError
@@ -43,6 +40,51 @@ ROLES = (
 )
 
 
+class Keys(Protocol):
+    """What signs requests; the SDK's Credentials are such."""
+
+    @property
+    def access_key(self) -> str: ...
+    @property
+    def secret_key(self) -> str: ...
+    @property
+    def session_token(self) -> str | None: ...
+    def is_expired(self) -> bool: ...
+
+
+class Provider(Protocol):
+    """Where keys come from."""
+
+    def retrieve(self) -> Keys:
+        """The keys as they are now; may read files or ask the network."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Keys that do not expire by themselves. Raises ValueError where one is empty."""
+
+    access_key: str
+    secret_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.access_key or not self.secret_key:
+            raise ValueError("a key is empty")
+
+    def is_expired(self) -> bool:
+        return False
+
+
+class StaticProvider:
+    """Keys that stay the same."""
+
+    def __init__(self, access_key: str, secret_key: str, session_token: str | None = None) -> None:
+        self._credentials = Credentials(access_key, secret_key, session_token)
+
+    def retrieve(self) -> Credentials:
+        return self._credentials
+
+
 @dataclass(frozen=True)
 class Server:
     """Where the bucket is, and what signs requests to it."""
@@ -52,7 +94,7 @@ class Server:
     provider: Provider
 
 
-class FileProvider(Provider):
+class FileProvider:
     """Keys from files that may be replaced while mounted; `load` reads them and raises UserError."""
 
     def __init__(self, files: list[Path], load: Callable[[], Credentials]) -> None:
@@ -170,11 +212,15 @@ def _provider(config: MountConfig, alias: dict[str, str], endpoint: str) -> Prov
 def _role(endpoint: str) -> Provider | None:
     """What asks for the keys of the role that the place we run in has, if it has one."""
     on_aws = (urlsplit(endpoint).hostname or "").endswith((".amazonaws.com", ".amazonaws.com.cn"))
+    if not on_aws and not any(map(os.environ.get, ROLES)):
+        # Outside AWS the address of the instances' role service leads nowhere, and asking it takes long.
+        return None
+    from minio.credentials.providers import IamAwsProvider  # the SDK takes 0.2 s and 7 MB
+
     if os.environ.get(ROLES[0]):
         # A MinIO server gives its keys for a web identity itself, at its own address.
         return IamAwsProvider(custom_endpoint=os.environ.get("AWS_ENDPOINT_URL_STS") or (None if on_aws else endpoint))
-    # Outside AWS the address of the instances' role service leads nowhere, and asking it takes long.
-    return IamAwsProvider() if on_aws or any(map(os.environ.get, ROLES)) else None
+    return IamAwsProvider()
 
 
 def _variable(name: str) -> str | None:

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from minio.credentials.providers import StaticProvider
 
+from s3fuse.credentials import StaticProvider
 from s3fuse.server import die_with_parent, prepare
 from s3fuse.store.s3 import S3Store
 

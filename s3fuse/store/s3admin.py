@@ -14,7 +14,7 @@ from s3fuse.errors import Refused, Unavailable
 from s3fuse.store.s3client import error_kind
 
 if TYPE_CHECKING:
-    from minio.credentials.providers import Provider
+    from s3fuse.credentials import Provider
 
 
 def make_bucket(
@@ -24,8 +24,15 @@ def make_bucket(
     url = urlsplit(endpoint)
     tls = ssl.create_default_context(cafile=ca_file) if url.scheme == "https" else None
     pool = urllib3.PoolManager(timeout=deadline_s, retries=False, ssl_context=tls)
+    keys = credentials.retrieve()
     client = Minio(
-        endpoint=url.netloc, credentials=credentials, secure=tls is not None, region=region, http_client=pool
+        endpoint=url.netloc,
+        access_key=keys.access_key,
+        secret_key=keys.secret_key,
+        session_token=keys.session_token,
+        secure=tls is not None,
+        region=region,
+        http_client=pool,
     )
     try:
         client.make_bucket(bucket_name=bucket, location=region)

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from minio.credentials.providers import Provider
-
+    from s3fuse.credentials import Provider
     from s3fuse.store.base import Body
     from s3fuse.store.framing import Answer
 

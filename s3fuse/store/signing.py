@@ -1,4 +1,4 @@
-"""AWS Signature V4 for requests to one endpoint: minio's signer, rotating credentials, and a clock that can be set."""
+"""Signatures of requests to one endpoint, with credentials that rotate and a clock that can be set."""
 
 from __future__ import annotations
 
@@ -6,24 +6,20 @@ import logging
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
-from urllib.parse import SplitResult
 
 import trio
-from minio.credentials.providers import StaticProvider
-from minio.signer import sign_v4_s3
 
+from s3fuse.credentials import StaticProvider
 from s3fuse.errors import NeedsCredentials
+from s3fuse.store import sigv4
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from minio.credentials.credentials import Credentials
-    from minio.credentials.providers import Provider
+    from s3fuse.credentials import Keys, Provider
 
 log = logging.getLogger(__name__)
 
-#: The body is not part of the signature: its checksum header guards it at a fortieth of the cost of SHA-256.
-_UNSIGNED = "UNSIGNED-PAYLOAD"
 #: Providers may read files or ask the network: what they gave is used again for this long, seconds.
 _REUSE_S = 5.0
 #: No server refuses a signature that is less off: its Date header has whole seconds, and requests take time.
@@ -38,7 +34,7 @@ class Signer:
         self._host = host
         self._region = region
         self._provider = provider
-        self._credentials: Credentials | None = None
+        self._credentials: Keys | None = None
         self._fetched = float("-inf")
         #: Counts changes of the credentials; read it right after `sign` to know which it used.
         self.generation = 0
@@ -49,24 +45,18 @@ class Signer:
         """`headers` with the host, date and signature. Raises NeedsCredentials if there are none."""
         credentials = await self._current()
         now = datetime.now(UTC) + self.offset
-        signed: dict[str, str | list[str] | tuple[str]] = {
+        signed = {
             "Host": self._host,
-            "x-amz-content-sha256": _UNSIGNED,
+            "x-amz-content-sha256": sigv4.UNSIGNED,
             "x-amz-date": now.strftime("%Y%m%dT%H%M%SZ"),
             **headers,
         }
         if credentials.session_token:
             signed["x-amz-security-token"] = credentials.session_token
-        sign_v4_s3(
-            method=method,
-            url=SplitResult(self._scheme, self._host, path, query, ""),
-            region=self._region,
-            headers=signed,
-            credentials=credentials,
-            content_sha256=_UNSIGNED,
-            date=now,
+        signed["Authorization"] = sigv4.authorization(
+            credentials.access_key, credentials.secret_key, self._region, method, path, query, signed
         )
-        return {name: str(value) for name, value in signed.items()}
+        return signed
 
     def learn_time(self, date: str | None, used: timedelta) -> bool:
         """Follows the Date header of a refusal; True if that is far enough from the offset `used` to be its reason."""
@@ -95,7 +85,7 @@ class Signer:
             await self._current()
         return self.generation != refused
 
-    async def _current(self) -> Credentials:
+    async def _current(self) -> Keys:
         now = trio.current_time()
         if self._credentials is not None and now - self._fetched < _REUSE_S and not self._credentials.is_expired():
             return self._credentials

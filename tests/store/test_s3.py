@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import trio
-from minio.credentials.credentials import Credentials
-from minio.credentials.providers import Provider, StaticProvider
 
+from s3fuse.credentials import Credentials, StaticProvider
 from s3fuse.errors import (
     AccessDenied,
     BadResponse,
@@ -35,6 +34,8 @@ from tests.store.scripted import Peer, answer, failure, scripted
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
+
+    from s3fuse.credentials import Provider
 
 SECRET = "very-secret-key"
 ETAG = hashlib.md5(b"hello").hexdigest()
@@ -304,7 +305,7 @@ async def test_a_refusal_with_the_right_time_is_final(open_store: Open, code: st
         assert store.requests == {"put": times}
 
 
-class Rotating(Provider):
+class Rotating:
     """Gives other keys whenever it is asked again."""
 
     def __init__(self) -> None:
@@ -327,7 +328,7 @@ async def test_rotated_credentials_are_fetched_when_the_old_ones_are_refused(ope
     assert provider.asked == 2
 
 
-class Missing(Provider):
+class Missing:
     def retrieve(self) -> Credentials:
         raise ValueError(f"cannot read {SECRET}")
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
-from minio.credentials.providers import StaticProvider
 
+from s3fuse.credentials import StaticProvider
 from s3fuse.errors import UserError
 from s3fuse.server import embedded_server
 from s3fuse.store.base import Bytes

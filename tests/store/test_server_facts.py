@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from minio.credentials.providers import StaticProvider
 
+from s3fuse.credentials import StaticProvider
 from s3fuse.errors import AccessDenied, NoSuchBucket, NotFound, PreconditionFailed, StoreError
 from s3fuse.store.base import Bytes, Condition
 from s3fuse.store.s3 import S3Store
