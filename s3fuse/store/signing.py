@@ -89,6 +89,7 @@ class Signer:
         now = trio.current_time()
         if self._credentials is not None and now - self._fetched < _REUSE_S and not self._credentials.is_expired():
             return self._credentials
+        credentials: Keys
         try:
             if isinstance(self._provider, StaticProvider):
                 credentials = self._provider.retrieve()
