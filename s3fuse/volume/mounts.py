@@ -384,17 +384,18 @@ class VolumeMount:
         be uploaded: the next Mount tells.
         """
         end = time.monotonic() + self.places.unmount_s
-        give_up_at = time.monotonic() + (0 if by_container else COPY_UP_S)
+        give_up_at = time.monotonic() + (0 if by_container else min(COPY_UP_S, self.places.unmount_s))
         failed = await self._flush_once(self.places.unmount_s)
         while failed and time.monotonic() < give_up_at:
             await trio.sleep(FLUSH_AGAIN_S)
-            failed = await self._flush_once(end - time.monotonic())
+            again = await self._flush_once(end - time.monotonic())
+            failed = failed if again is None else again
         if failed:
             log.warning("volume %s: %s", self.definition.name, failed)
             self._lost = None if by_container else failed
 
-    async def _flush_once(self, timeout_s: float) -> str:
-        """What is not in the bucket and why; "" where all is, or where it takes long."""
+    async def _flush_once(self, timeout_s: float) -> str | None:
+        """What is not in the bucket and why; "" where all is, None where it takes longer."""
 
         def progress(message: dict[str, Any]) -> None:
             if self.status.get("pending"):
@@ -405,6 +406,7 @@ class VolumeMount:
         except TimeoutError:
             count = self.pending_files
             log.warning("volume %s: %d changes are still to be uploaded; that goes on", self.definition.name, count)
+            return None
         except daemon.NotFlushed as error:
             return str(error)
         return ""
@@ -413,8 +415,8 @@ class VolumeMount:
         """Raises UserError once for what Docker copied into the volume and could not be uploaded since."""
         if self._lost is None or self.state != "mounted":
             return
-        lost = await self._flush_once(COPY_UP_S)
-        self._lost = None
+        now = await self._flush_once(COPY_UP_S)
+        lost, self._lost = self._lost if now is None else now, None
         if lost:
             raise UserError(f"volume {self.definition.name}: {lost}")
 

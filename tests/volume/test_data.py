@@ -108,7 +108,7 @@ def facts(folder: Path) -> dict[str, tuple[object, ...]]:
 def test_copy_up(plugins: Plugins, server: Server, buckets: Callable[..., Bucket], tmp_path: Path) -> None:
     """The tree of an image, root directory included, on another node with an empty cache."""
     bucket = buckets(server)
-    image(tmp_path / "image", 300 if server.kind == "seaweedfs" else 1000)
+    image(tmp_path / "image", 300)
     wanted = facts(tmp_path / "image")
     first = plugins(server)
     first.create("vol", bucket=bucket.name)
