@@ -166,6 +166,7 @@ class Driver:
 
     async def _get(self, arguments: dict[str, Any]) -> dict[str, Any]:
         volume = self._volume(arguments)
+        volume.refresh()
         return {"Volume": {**_entry(volume), "Status": _status(volume, self._options.effective(volume.definition))}}
 
     async def _list(self, arguments: dict[str, Any]) -> dict[str, Any]:

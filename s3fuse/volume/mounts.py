@@ -23,6 +23,7 @@ from s3fuse import control, kernel
 from s3fuse.errors import UserError
 from s3fuse.mountpoint import refuse_writes
 from s3fuse.volume import daemon, process
+from s3fuse.volume.flushing import Flushing
 from s3fuse.volume.uses import Uses
 
 if TYPE_CHECKING:
@@ -34,11 +35,9 @@ log = logging.getLogger(__name__)
 
 #: Docker gives a Mount 120 s.
 MOUNT_S = 100.0
-#: How long failed uploads of what Docker copied into a volume are tried again before the next Mount tells of them.
-COPY_UP_S = 10.0
-FLUSH_AGAIN_S = 0.5
-#: How long a look at a mount that nobody asks for is good.
-TICK_S = 5.0
+#: How long a look at a mount is good: that nobody asks about, and that somebody does.
+TICK_S = 15.0
+ASKED_TICK_S = 1.0
 BUSY_TICK_S = 1.0
 #: A container that lives at all has its mount by then.
 FIRST_LOOK_S = 1.0
@@ -78,12 +77,12 @@ class VolumeMount:
         self.looked_at = trio.Event()
         self.uses = Uses()
         self._waiters: list[_Waiter] = []
-        self._flushing = 0
-        self._lost: str | None = None
+        self._flushing = Flushing(definition.name, self.mountpoint, places.unmount_s, self._on_progress)
         #: The volume is to be mounted although nobody asked: its daemon died, or something waits in its cache.
         self._owed = False
         #: What waits in the cache directory is not known, as somebody else ended the mount or its daemon died.
         self._unsure = False
+        self._looked_at = 0.0
         self._retiring = False
         self._retry_s = 0.0
         self._retry_at = 0.0
@@ -96,6 +95,11 @@ class VolumeMount:
         """There is something to do: the next turn comes at once."""
         self._poked.set()
 
+    def refresh(self) -> None:
+        """Somebody was told what is known, and may ask again."""
+        if time.monotonic() - self._looked_at >= ASKED_TICK_S:
+            self.poke()
+
     @property
     def pending_files(self) -> int:
         """How many changes wait for upload, as far as is known."""
@@ -104,7 +108,8 @@ class VolumeMount:
 
     async def acquire(self, identity: str) -> None:
         """Returns once the volume is mounted and answers. Raises UserError with the reason in time for Docker."""
-        await self._tell_of_loss()
+        if self.state == "mounted":
+            await self._flushing.tell_of_loss()
         waiter = _Waiter(identity)
         self._waiters.append(waiter)
         self.poke()
@@ -127,12 +132,8 @@ class VolumeMount:
         """Takes a user's ID off. After the last one it returns when all is in the bucket, or after `unmount_s`."""
         use = self.uses.end(identity)
         if self.state == "mounted" and self.uses.is_last_gone and not await self._is_held() and not self._waiters:
-            self._flushing += 1
-            try:
-                await self._flush(by_container=use is None or use.seen)
-            finally:
-                self._flushing -= 1
-                self.uses.last_at = time.monotonic()
+            await self._flushing.flush(by_container=use is None or use.seen)
+            self.uses.last_at = time.monotonic()
         self.poke()
 
     async def check_removable(self) -> None:
@@ -232,6 +233,7 @@ class VolumeMount:
         """Finds out what is mounted, whoever mounted or unmounted it, and what its daemon says."""
         before = self.state
         await trio.to_thread.run_sync(self._look_at_mount)
+        self._looked_at = time.monotonic()
         if self.state == "mounted":
             if before == "unmounted":
                 where = f"{self.definition.place} on {self.mountpoint}, pid {self.pid}"
@@ -364,7 +366,7 @@ class VolumeMount:
         """Whether the mount is to end now."""
         lingered = not self.uses and time.monotonic() - self.uses.last_at >= self.places.linger_s
         held = await self._is_held(age_s=0.0 if lingered else min(TICK_S - 1, self.uses.age_s() / 2))
-        if held or self._waiters or self._flushing:
+        if held or self._waiters or self._flushing.under_way:
             return False
         if self.uses.forget_stale(self.places.stale_s):
             log.info("volume %s: nobody holds it, its last Unmount did not come", self.definition.name)
@@ -377,48 +379,9 @@ class VolumeMount:
         self.uses.note(held=held)
         return held
 
-    async def _flush(self, *, by_container: bool) -> None:
-        """Waits until all is in the bucket, or `unmount_s` have passed; the daemon goes on after that.
-
-        What Docker itself copied into the volume (no container held it meanwhile) must not seem complete if it cannot
-        be uploaded: the next Mount tells.
-        """
-        end = time.monotonic() + self.places.unmount_s
-        give_up_at = time.monotonic() + (0 if by_container else min(COPY_UP_S, self.places.unmount_s))
-        failed = await self._flush_once(self.places.unmount_s)
-        while failed and time.monotonic() < give_up_at:
-            await trio.sleep(FLUSH_AGAIN_S)
-            again = await self._flush_once(end - time.monotonic())
-            failed = failed if again is None else again
-        if failed:
-            log.warning("volume %s: %s", self.definition.name, failed)
-            self._lost = None if by_container else failed
-
-    async def _flush_once(self, timeout_s: float) -> str | None:
-        """What is not in the bucket and why; "" where all is, None where it takes longer."""
-
-        def progress(message: dict[str, Any]) -> None:
-            if self.status.get("pending"):
-                self.status["pending"].update(message)
-
-        try:
-            await daemon.flush(self.mountpoint, timeout_s, progress)
-        except TimeoutError:
-            count = self.pending_files
-            log.warning("volume %s: %d changes are still to be uploaded; that goes on", self.definition.name, count)
-            return None
-        except daemon.NotFlushed as error:
-            return str(error)
-        return ""
-
-    async def _tell_of_loss(self) -> None:
-        """Raises UserError once for what Docker copied into the volume and could not be uploaded since."""
-        if self._lost is None or self.state != "mounted":
-            return
-        now = await self._flush_once(COPY_UP_S)
-        lost, self._lost = self._lost if now is None else now, None
-        if lost:
-            raise UserError(f"volume {self.definition.name}: {lost}")
+    def _on_progress(self, left: dict[str, Any]) -> None:
+        if self.status.get("pending"):
+            self.status["pending"].update(left)
 
     def _reason(self) -> str:
         server = self.status.get("server") or {}
