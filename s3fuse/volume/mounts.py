@@ -281,20 +281,23 @@ class VolumeMount:
         self.left_files = sum(int(one["waiting_files"]) for one in found.values())
         self._unsure = any(one["in_use"] for one in found.values())
 
+    def _pause_s(self) -> float:
+        """How long the next turn may wait if nothing happens."""
+        now = time.monotonic()
+        if self.state != "mounted":
+            return max(0.05, self._retry_at - now) if self.uses or self._owed else TICK_S
+        if self.pending_files or self._retiring:
+            return BUSY_TICK_S
+        least_s = min(TICK_S, max(0.05, self.places.stale_s))
+        if self.uses:
+            return min(least_s, FIRST_LOOK_S if self.uses.age_s() < FIRST_LOOK_S else TICK_S)
+        lingers_s = self.uses.last_at + self.places.linger_s - now
+        # After that something holds it whose end nobody will tell.
+        return min(least_s, lingers_s if lingers_s > 0 else max(BUSY_TICK_S, self.places.linger_s))
+
     async def _pause(self) -> None:
         """Until the next turn: something happened, or it is time to look."""
-        now = time.monotonic()
-        pause_s = TICK_S
-        if self.state == "mounted":
-            if self.pending_files or self._retiring:
-                pause_s = BUSY_TICK_S
-            elif self.uses and self.uses.age_s() < FIRST_LOOK_S:
-                pause_s = FIRST_LOOK_S
-            if not self.uses:
-                pause_s = min(pause_s, max(0.05, self.uses.last_at + self.places.linger_s - now))
-            pause_s = min(pause_s, max(0.05, self.places.stale_s))
-        elif self.uses or self._owed:
-            pause_s = max(0.05, self._retry_at - now)
+        pause_s = self._pause_s()
         with trio.move_on_after(pause_s):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._until_daemon_ends, nursery.cancel_scope)
