@@ -135,7 +135,7 @@ def resolve(config: MountConfig) -> Server:
             f"no server is named; give --endpoint http://HOST:PORT, set {' or '.join(ENDPOINTS)}, or use an mc alias",
             ExitCode.USAGE,
         )
-    endpoint = _checked(source, endpoint)
+    endpoint = check_endpoint(source, endpoint)
     region = config.region or _variable("AWS_REGION") or _variable("AWS_DEFAULT_REGION") or profile.get("region")
     return Server(endpoint, region or "us-east-1", _provider(config, alias, endpoint))
 
@@ -153,7 +153,7 @@ def _endpoints(config: MountConfig, alias: dict[str, str], profile: dict[str, st
         yield "endpoint_url of the AWS profile", text
 
 
-def _checked(source: str, text: str) -> str:
+def check_endpoint(source: str, text: str) -> str:
     """The endpoint as SCHEME://HOST[:PORT]. Raises UserError, which never shows a password in it."""
     if "@" in text:
         raise UserError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from s3fuse.config import MountConfig, parse_place, usage
+from s3fuse.credentials import check_endpoint
 from s3fuse.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class MountOptions:
             raise UserError(error.format_message(), ExitCode.USAGE) from None
         for name in ("bucket", "mountpoint", "foreground", "shared"):
             options.pop(name)
+        if options["endpoint"]:
+            check_endpoint("endpoint", options["endpoint"])
         MountConfig.from_options(definition.place, Path("/"), options)
 
 

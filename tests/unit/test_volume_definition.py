@@ -134,6 +134,8 @@ def test_arguments(options: Mapping[str, str], arguments: list[str]) -> None:
         ({"credentials": "KEY:SECRET"}, r"takes the name of a credentials file on the node, never a path or a key$"),
         ({"bucket": "Upper"}, r"'Upper' is no bucket name"),
         ({"bucket": "a-bucket/x"}, r"option bucket: 'a-bucket/x' is not allowed.*prefix"),
+        ({"endpoint": "http://KEY:SECRET@127.0.0.1"}, r"endpoint has a user or a password in it"),
+        ({"endpoint": "http://host/path"}, r"endpoint: 'http://host/path' is not allowed"),
         ({"prefix": "a/../b"}, r"PREFIX"),
         ({"memory": "1"}, r"--memory: '1' is not allowed; it takes at least 16MiB"),
         ({"close": "never"}, r"'never' is not one of 'local', 'upload'"),
