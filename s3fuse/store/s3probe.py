@@ -27,9 +27,10 @@ _MARK = {"probe": "1"}
 _OTHER = Condition(etag="0" * 32)
 _ABSENT = Condition(absent=True)
 _CLEANUP_S = 15.0
-#: A push that comes later than this after the change is of no use: 20 ms were seen where it works.
-_EVENT_S = 0.35
-_SUBSCRIBE_S = 0.1
+#: A push that comes later than this after the change is of no use: 20 ms were seen where it works. Each mount waits for
+#: both of these times, and a container's start with it.
+_EVENT_S = 0.15
+_SUBSCRIBE_S = 0.05
 
 
 @dataclass(slots=True)
@@ -199,11 +200,9 @@ async def _events(client: S3Client, store: Store, prefix: str, findings: Finding
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(listen, nursery.cancel_scope)
-        # Nothing tells when the subscription has begun, so a second change follows in case the first was too early.
-        for _ in range(2):
-            await trio.sleep(_SUBSCRIBE_S)
-            await store.put(key, Bytes(b""), metadata={}, headers={})
-            await trio.sleep(_EVENT_S)
+        await trio.sleep(_SUBSCRIBE_S)  # nothing tells when the subscription has begun
+        await store.put(key, Bytes(b""), metadata={}, headers={})
+        await trio.sleep(_EVENT_S)
         nursery.cancel_scope.cancel()
 
 
