@@ -193,9 +193,9 @@ def umount(mountpoint: Path, drain_timeout: float | None) -> None:
         raise _no_answer(mountpoint) from None
     except (FileNotFoundError, ConnectionRefusedError):
         mounted = kernel.mount_entry(mountpoint) is not None
-        raise (_detached(mountpoint, ephemeral) if mounted else _not_mounted(mountpoint)) from None
+        raise (_detached(mountpoint, about) if mounted else _not_mounted(mountpoint)) from None
     except OSError:  # it ended while it was asked
-        raise _detached(mountpoint, ephemeral) from None
+        raise _detached(mountpoint, about) from None
     if pid is not None:
         control.wait_for_end(pid, 30)  # so that its cache directory is free
     if result["pending"]:
@@ -205,7 +205,7 @@ def umount(mountpoint: Path, drain_timeout: float | None) -> None:
         sys.exit(ExitCode.PENDING)
 
 
-def _detached(mountpoint: Path, ephemeral: bool) -> UserError:
+def _detached(mountpoint: Path, about: dict[str, Any]) -> UserError:
     """Detaches the mount of a dead daemon, and says what became of it. A living daemon's stays."""
     entry = kernel.mount_entry(mountpoint)
     if entry is not None:
@@ -215,10 +215,30 @@ def _detached(mountpoint: Path, ephemeral: bool) -> UserError:
             kernel.unmount(mountpoint, lazy=True)
         except OSError as error:
             return UserError(f"{mountpoint} has no daemon and cannot be detached: {error.strerror}")
-    left = "is lost (--ephemeral)" if ephemeral else "is in its journal: mount the bucket again to upload it"
-    return UserError(
-        f"the daemon of {mountpoint} is dead and the mount detached; what it had not uploaded {left}", ExitCode.PENDING
-    )
+    gone = f"the daemon of {mountpoint} is dead and the mount detached"
+    if about.get("ephemeral"):
+        return UserError(f"{gone}; what it had not uploaded is lost (--ephemeral)", ExitCode.PENDING)
+    left = _left_in(about.get("cache_directory"))
+    if not left:
+        return UserError(f"{gone}; nothing that it had taken waits for upload")
+    return UserError(f"{gone}; {left}", ExitCode.PENDING)
+
+
+def _left_in(directory: str | None) -> str:
+    """What a dead daemon left in its cache directory, for people; "" where nothing waits there."""
+    from s3fuse import caches
+
+    unknown = "what it had not uploaded is in its journal: mount the bucket again to upload it"
+    if directory is None or not caches.is_cache(Path(directory)):
+        return unknown
+    cache = caches.look(Path(directory))
+    if cache.in_use or cache.problem:
+        return unknown
+    if not cache.why_kept():
+        return ""
+    items = "".join(f"\n  {item['name']} ({item['bytes']} bytes)" for item in cache.waiting[:20])
+    more = f"\n  and {len(cache.waiting) - 20} more" if len(cache.waiting) > 20 else ""
+    return f"this waits in {directory}; mount the bucket again to upload it:{items}{more}"
 
 
 @cli.command()

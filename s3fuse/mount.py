@@ -258,12 +258,21 @@ class Mount:
         self, request: dict[str, Any], progress: Callable[[dict[str, Any]], Awaitable[None]]
     ) -> dict[str, Any]:
         """Waits until all that is dirty now is in the bucket; `failed` lists what could not be brought there."""
+        refused: OSError | None = None
         if self.ending.is_mounted():
-            await trio.to_thread.run_sync(kernel.write_back, self.config.mountpoint)
+            try:
+                await trio.to_thread.run_sync(kernel.write_back, self.config.mountpoint)
+            except OSError as error:
+                refused = error  # of one file: the others are brought to the bucket all the same
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._report, progress)
-            failed = await self.core.syncer.drain(give_up=True)
+            failed = await self.core.syncer.arrivals.drain(give_up=True)
             nursery.cancel_scope.cancel()
+        if refused is not None and not failed:
+            raise UserError(
+                f"something that programs wrote to {self.config.mountpoint} could not be taken ({refused.strerror}): "
+                "they got or get an error from close or fsync; see the log, and write it again"
+            )
         return {"failed": [self._entry(inode) for inode in failed]}
 
     async def _on_umount(

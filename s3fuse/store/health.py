@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Refusals of everything: any answer shows that they are over.
 _GENERAL = (ClockSkew, NeedsCredentials, NoSuchBucket)
+#: For so long after a failure the server is believed to be still down.
+JUST_S = 1.0
 #: So many failures of one operation in a row are the server's, not of one key.
 _ROW = 3
 _FIRST_PAUSE_S = 0.5
@@ -44,9 +46,15 @@ class Health:
         self.last_error_at = 0.0
         #: `trio.current_time()` of the last answer.
         self.answered_at = float("-inf")
+        self._down_at = float("-inf")
         self._trouble: dict[str, _Trouble] = {}
         self._listeners: list[Callable[[], None]] = []
         self._troubled = trio.Event()
+
+    @property
+    def just_failed(self) -> bool:
+        """Whether the server is down and an operation found that out a moment ago: the next one need not wait long."""
+        return not self.up and trio.current_time() - self._down_at < JUST_S
 
     def on_recovery(self, listener: Callable[[], None]) -> None:
         """Calls `listener`, which must not await, whenever it is worth trying again what has failed."""
@@ -82,6 +90,8 @@ class Health:
         trouble.failures += 1
         if self.up and error.transient and self.answered_at < began:
             self.up, self.since = False, time.time()
+        if not self.up:
+            self._down_at = trio.current_time()
         if self._worth_asking():
             self._troubled.set()
 

@@ -138,10 +138,13 @@ class S3Client:
         """What `read` makes of the successful (2xx) answer; an answer that it finds bad is asked for again.
 
         Raises a StoreError that names the bucket and key, after all retries. A read from a server that sends nothing
-        ends `deadline_s` after the call, or at most `_LEAST_STALL_S` later.
+        ends `deadline_s` after the call, or at most `_LEAST_STALL_S` later; one that follows another's failure at once
+        only has those `_LEAST_STALL_S`, since the kernel repeats a page that its read-ahead did not get.
         """
         self.check_key(call.key)
         started = trio.current_time()
+        if call.operation in _READS and self.health.just_failed:
+            started -= max(0.0, self.deadline_s - _LEAST_STALL_S)
         for attempt in itertools.count(1):
             try:
                 answer = await self._renewing(call, started)

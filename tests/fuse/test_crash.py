@@ -351,11 +351,24 @@ def test_umount_of_a_dead_mount(own_server: Server, mounts: Mounts, buckets: Cal
         crash(mount)
     done = run(S3FUSE, "umount", mount.path, check=False)
     assert done.returncode == 3
-    assert "journal" in done.stderr
+    assert f"this waits in {mount.cache}" in done.stderr
+    assert "file (4 bytes)" in done.stderr
     assert not mount.mounted
     mount.start()
     settled(mount)
     assert buckets(own_server, mount.bucket).get("file") == b"body"
+
+
+def test_umount_of_a_dead_mount_that_had_uploaded_everything(minio_server: Server, mounts: Mounts) -> None:
+    mount = mounts.new(minio_server, *FRESH)
+    (mount.path / "file").write_bytes(b"body")
+    mount.flush()
+    settled(mount)
+    mount.kill()
+    done = run(S3FUSE, "umount", mount.path, check=False)
+    assert done.returncode == 1
+    assert "nothing that it had taken waits" in done.stderr
+    assert not mount.mounted
 
 
 def test_flush_while_the_server_is_away(own_server: Server, mounts: Mounts) -> None:
