@@ -18,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 from s3fuse import control
 from s3fuse.cachedir import is_ours
 from s3fuse.errors import UserError
-from s3fuse.namespace.recovery import lost_folders
+from s3fuse.namespace.recovery import after_power_failure, lost_folders
 from s3fuse.writing import wal
 from s3fuse.writing.checks import Damage, Segments
-from s3fuse.writing.journal import Journal, locked
+from s3fuse.writing.database import locked
+from s3fuse.writing.journal import Journal
 from s3fuse.writing.layers import BASE, resolve
-from s3fuse.writing.staging import SLAB, SLOT_BYTES
+from s3fuse.writing.staging import reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -124,7 +125,7 @@ def _look_inside(cache: Cache) -> None:
         with _read(cache.directory) as journal:
             cache.store = journal.store
             cache.unfinished_uploads = len(journal.uploads())
-            layers = journal.layers()
+            layers = _layers(journal, cache.directory)
             for row in journal.nodes():
                 of_row = layers.get(row.number, [])
                 staged_bytes = sum(staged.layer.extents.total_bytes for staged in of_row)
@@ -155,25 +156,16 @@ def _read(directory: Path) -> Iterator[Journal]:
             journal.close()
 
 
-def _reader(directory: Path, number: int, staged: StagedLayer) -> Read:
-    """Reads staged bytes of a layer; nothing where their file is missing."""
-    path = directory / "staging" / (SLAB if staged.slot is not None else f"{number}.{staged.layer.generation}")
-    base = (staged.slot or 0) * SLOT_BYTES
-
-    def read(start: int, stop: int) -> bytes:
-        try:
-            with path.open("rb") as file:
-                return os.pread(file.fileno(), stop - start, base + start)
-        except FileNotFoundError:
-            return b""
-
-    return read
+def _layers(journal: Journal, directory: Path) -> dict[int, list[StagedLayer]]:
+    """The layers as the next mount will take them."""
+    layers = journal.layers()
+    return after_power_failure(layers, directory / "staging") if journal.rebooted else layers
 
 
 def _damage(directory: Path, number: int, layers: Sequence[StagedLayer]) -> str:
     """What is wrong with the staged bytes of a file, "" for nothing."""
     for staged in layers:
-        read = _reader(directory, number, staged)
+        read = reader(directory / "staging", number, staged)
         for segment in staged.segments:
             if not segment.fits(read(segment.start, segment.stop)):
                 return f"staged data is damaged: {Damage(segment.start, segment.stop)}"
@@ -230,7 +222,7 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
         raise UserError(f"{destination} is not an empty directory; choose another")
     with locked(directory), _read(directory) as journal:
         destination.mkdir(parents=True, exist_ok=True)
-        layers, overlays = journal.layers(), journal.overlays()
+        layers, overlays = _layers(journal, directory), journal.overlays()
         for row in journal.nodes():
             overlay = overlays.get(row.number)
             yield _copy_row(directory, destination, row, layers.get(row.number, []), overlay, journal.store)
@@ -311,7 +303,8 @@ def _known(
 ) -> Iterator[tuple[int, bytes]]:
     """The staged bytes of a file as (offset, bytes), without those that are damaged."""
     readers: Mapping[int, tuple[Segments, Read]] = {
-        index: (Segments(staged.segments), _reader(directory, number, staged)) for index, staged in enumerate(layers)
+        index: (Segments(staged.segments), reader(directory / "staging", number, staged))
+        for index, staged in enumerate(layers)
     }
     for source, start, stop, _ in pieces:
         if source < 0:

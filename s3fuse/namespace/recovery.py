@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 from s3fuse import attrs, keys
 from s3fuse.attrs import Attributes
 from s3fuse.store.base import ObjectInfo
+from s3fuse.writing.database import unreadable
 from s3fuse.writing.dirty import DirtyFile
-from s3fuse.writing.journal import unreadable
+from s3fuse.writing.power import what_is_left
 from s3fuse.writing.rows import NodeRow, StagedLayer, decode_map, decode_xattrs
+from s3fuse.writing.staging import reader
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from s3fuse.namespace.changes import Changes
@@ -40,6 +43,9 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
         rows = changes.journal.nodes()
         changes.journal.drop_layers_without_node()
         layers = changes.journal.layers()
+        if changes.journal.rebooted:
+            layers = after_power_failure(layers, staging.directory)
+            _record(layers, changes.journal)
     except (sqlite3.DatabaseError, ValueError) as error:
         raise unreadable(changes.journal.directory, error) from error
     named = ((number, staged) for number, of_file in layers.items() for staged in of_file)
@@ -64,6 +70,25 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
     if rows:
         log.info("the journal holds %d changes that are not in the bucket yet", len(rows))
     return len(rows)
+
+
+def after_power_failure(layers: Mapping[int, list[StagedLayer]], staging: Path) -> dict[int, list[StagedLayer]]:
+    """What is left of the layers in a folder of staged bytes; a log line says where something is not."""
+    left: dict[int, list[StagedLayer]] = {}
+    for number, of_file in layers.items():
+        left[number] = [what_is_left(staged, reader(staging, number, staged)) for staged in of_file]
+        before, after = (sum(one.layer.extents.total_bytes for one in some) for some in (of_file, left[number]))
+        if before != after:
+            log.warning("%d bytes of inode %d were not synced and are lost since the boot", before - after, number)
+    return left
+
+
+def _record(layers: Mapping[int, list[StagedLayer]], journal: Journal) -> None:
+    with journal.transaction():
+        for number, of_file in layers.items():
+            for at, staged in enumerate(of_file):
+                of_file[at] = staged._replace(home=journal.replace_layer(staged, number))
+        journal.note_boot()
 
 
 def keep_what_is_lost(journal: Journal) -> Path | None:

@@ -206,7 +206,7 @@ class Files:
         handle = self.handles[number]
         if handle.writes and self.core.config.close == "upload" and handle.inode.linked and handle.inode.dirty:
             with waits.interruptible():
-                await self.core.syncer.sync(handle.inode)
+                await self.core.syncer.arrivals.sync(handle.inode)
 
     async def fsync(self, number: int) -> None:
         """Returns when the bucket (or with `--fsync local` the local disk) has the file. Raises OSError(EIO)."""
@@ -217,19 +217,24 @@ class Files:
             return
         if self.core.config.fsync == "upload":
             with waits.interruptible():
-                await self.core.syncer.sync(inode)
+                await self.core.syncer.arrivals.sync(inode)
             return
         if inode.data is not None:
             await inode.data.sync()  # before the journal's rows that name these bytes
-        await trio.to_thread.run_sync(self.core.staging.journal.sync)
+        await self._sync_journal()
+
+    async def _sync_journal(self) -> None:
+        journal = self.core.staging.journal
+        journal.note_boot()
+        await trio.to_thread.run_sync(journal.sync)
 
     async def sync_directory(self, directory: Inode) -> None:
         """Returns when the directory and the names in it are as durable as `fsync` makes a file."""
         if self.core.config.fsync == "local":
-            await trio.to_thread.run_sync(self.core.staging.journal.sync)
+            await self._sync_journal()
             return
         with waits.interruptible():
-            await self.core.syncer.sync_names(directory)
+            await self.core.syncer.arrivals.sync_names(directory)
 
     def release(self, number: int) -> None:
         """The last close of a handle: a dirty file is queued, an unlinked one is dropped."""

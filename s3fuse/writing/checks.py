@@ -6,6 +6,10 @@ uses this gives the bytes, and writes them.
 
 Overwriting a segment has a moment in which its bytes fit neither the checksum before nor the one after. For that long
 the journal has no checksum for it (`IN_DOUBT`), so that a crash right then is not taken for damage.
+
+A segment that was synced to the disk keeps its range as long as it is there: what is written after it becomes another
+one, what is written into it changes only its checksum. So that after a power failure it is known which bytes were
+promised (see `power`).
 """
 
 from __future__ import annotations
@@ -25,6 +29,9 @@ BLOCK_BYTES: Final = 128 << 10
 IN_DOUBT: Final = -1
 #: The checksum of what is left of a segment that was found damaged: no bytes are taken.
 DAMAGED: Final = -2
+#: `Segment.synced` while a sync of it is under way, and once it has returned.
+SYNCING: Final = 1
+SYNCED: Final = 2
 
 
 class Damage(Exception):
@@ -36,11 +43,12 @@ class Damage(Exception):
 
 
 class Segment(NamedTuple):
-    """Bytes [start, stop) of a file with their CRC-32, or IN_DOUBT or DAMAGED."""
+    """Bytes [start, stop) of a file with their CRC-32, or IN_DOUBT or DAMAGED. `synced`: 0, SYNCING or SYNCED."""
 
     start: int
     stop: int
     crc: int
+    synced: int = 0
 
     def fits(self, data: bytes | memoryview) -> bool:
         """Whether these can be its bytes."""
@@ -117,12 +125,31 @@ class Segments:
         at = start
         while at < stop:
             end = min(stop, at - at % BLOCK_BYTES + BLOCK_BYTES)
-            steps.append(self._step(at, end, view[at - start : end - start], read))
+            touched = self._touched(at, end)
+            if any(segment.synced for segment in touched):
+                end = self._end_beside_synced(touched, at, end)
+                touched = [segment for segment in touched if segment.start < end]
+            steps.append(self._step(touched, at, end, view[at - start : end - start], read))
             at = end
         return steps
 
-    def _step(self, start: int, stop: int, data: memoryview, read: Read) -> Step:
-        before = self._touched(start, stop)
+    @staticmethod
+    def _end_beside_synced(touched: list[Segment], start: int, stop: int) -> int:
+        """Up to where a write from `start` is all inside one synced segment, or all outside of them.
+
+        Those that such a part does not belong to are taken out of `touched`.
+        """
+        inside = next(
+            (segment for segment in touched if segment.synced and segment.start <= start < segment.stop), None
+        )
+        if inside is not None:
+            touched[:] = [inside]
+            return min(stop, inside.stop)
+        ahead = next((segment.start for segment in touched if segment.synced and segment.start > start), stop)
+        touched[:] = [segment for segment in touched if not segment.synced]
+        return min(stop, ahead)
+
+    def _step(self, before: list[Segment], start: int, stop: int, data: memoryview, read: Read) -> Step:
         if not before:
             return Step(before, [Segment(start, stop, crc32(data))], False)
         first, last = before[0], before[-1]
@@ -140,7 +167,7 @@ class Segments:
             old = self._right(last, read)
         if last.stop > stop and old is not None:
             end, crc = last.stop, crc32(old[stop - last.start :], crc)
-        after.append(Segment(begin, end, crc))
+        after.append(Segment(begin, end, crc, first.synced))
         if end < last.stop:
             after.append(Segment(stop, last.stop, DAMAGED))
         return Step(before, after, True)
@@ -151,6 +178,34 @@ class Segments:
         data = read(segment.start, segment.stop)
         return memoryview(data) if segment.fits(data) else None
 
+    def syncing(self) -> list[Segment]:
+        """Fixes the ranges of those that are not synced, and gives them: a sync of their bytes begins.
+
+        One at a time; those of a sync that failed are among them again.
+        """
+        begun = []
+        for at, segment in enumerate(self._segments):
+            if segment.synced != SYNCED:
+                self._segments[at] = segment._replace(synced=SYNCING)
+                begun.append(self._segments[at])
+        return begun
+
+    def synced(self, begun: Iterable[Segment]) -> list[Segment]:
+        """The sync of these has returned; gives what has become of those that are still there."""
+        done = []
+        for segment in begun:
+            at = bisect_left(self._starts, segment.start)
+            if at < len(self._starts) and self._starts[at] == segment.start and self._segments[at].synced == SYNCING:
+                self._segments[at] = self._segments[at]._replace(synced=SYNCED)
+                done.append(self._segments[at])
+        return done
+
+    def has_synced(self, start: int, stop: int | None = None) -> bool:
+        """Whether bytes at or beyond `start` (before `stop`) are in a segment that is synced, or about to be."""
+        last = len(self._starts) if stop is None else bisect_left(self._starts, stop)
+        first = max(0, bisect_right(self._starts, start) - 1)
+        return any(segment.synced and segment.stop > start for segment in self._segments[first:last])
+
     def clip(self, stop: int, read: Read) -> Segment | None:
         """Drops what is at or beyond `stop`; gives the segment that was cut, if there is one."""
         keep = bisect_left(self._starts, stop)
@@ -160,7 +215,7 @@ class Segments:
         whole = self._segments[-1]
         old = read(whole.start, whole.stop)
         crc = crc32(old[: stop - whole.start]) if whole.fits(old) else DAMAGED
-        self._segments[-1] = Segment(whole.start, stop, crc)
+        self._segments[-1] = Segment(whole.start, stop, crc, whole.synced)
         return self._segments[-1]
 
     def read(self, start: int, stop: int, read: Read) -> bytes:

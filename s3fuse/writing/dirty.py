@@ -43,6 +43,7 @@ class DirtyFile:
         "_segments",
         "_slots",
         "_spills",
+        "_syncing",
         "_unchecked",
         "base_bytes",
         "damaged",
@@ -66,6 +67,7 @@ class DirtyFile:
         self.frozen = False  # layers[0] is being uploaded or parked and must not change
         self.parked = ParkedFile(number, staging)
         self._slots: dict[int, int] = {}  # generation -> slot
+        self._syncing: trio.Lock | None = None
         self._spills = 0  # how often a layer has left its slot
         self._fds: dict[int, int] = {}  # generation -> its own file
         self._segments: dict[int, Segments] = {}  # generation -> checksums of what is staged
@@ -149,7 +151,7 @@ class DirtyFile:
         """The layer that takes changes: a new one where there was none, or the only one is frozen."""
         if self.layers and not (self.frozen and len(self.layers) == 1):
             return self.layers[-1]
-        layer = Layer(self.layers[-1].generation + 1 if self.layers else 0, Extents(), self.size, self.size)
+        layer = Layer(self.staging.new_generation(), Extents(), self.size, self.size)
         self.layers.append(layer)
         self.tokens.append(self.staging.new_token())
         self._slots[layer.generation] = self.staging.take_slot()
@@ -165,6 +167,8 @@ class DirtyFile:
             self._spill(layer)
         journal, segments = self.staging.journal, self._segments[generation]
         steps = segments.write(offset, data, partial(self._pread, generation))
+        if generation in self._slots and segments.has_synced(offset, stop):
+            self._spill(layer)  # bytes that a power failure must not take are overwritten only where nobody else's were
         home = self._homes.get(generation)
         if home is not None and any(step.overwrites for step in steps):
             journal.doubt_segments(self.number, generation, home, steps)
@@ -194,6 +198,8 @@ class DirtyFile:
         layer = self._top()
         generation = layer.generation
         before = layer.extents.total_bytes
+        if generation in self._slots and self._segments[generation].has_synced(size):
+            self._spill(layer)  # as in `write`
         cut = self._segments[generation].clip(size, partial(self._pread, generation))
         layer.truncate(size)
         self.staging.staged_bytes += layer.extents.total_bytes - before
@@ -216,7 +222,10 @@ class DirtyFile:
         self.parked.journal_again()
 
     def _spill(self, layer: Layer) -> None:
-        """Moves a layer that outgrows its slot to a file of its own. Where that fails it stays where it was."""
+        """Moves a layer from its slot to a file of its own. Where that fails it stays where it was.
+
+        Where bytes in it were synced they are in the new place, too, before others may take the slot (blocks).
+        """
         generation = layer.generation
         slot = self._slots.pop(generation)
         try:
@@ -225,8 +234,14 @@ class DirtyFile:
                 data = os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)
                 if os.pwrite(fd, data, base + start) != len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.staging.path(self.number, generation))
+            is_synced = self._segments[generation].has_synced(0)
+            if is_synced:
+                sync_files([os.dup(fd)])
+                sync_names(self.staging.directory)
             if generation in self._homes:
                 self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
+            if is_synced:
+                self.staging.journal.sync()
         except BaseException:
             self._slots[generation] = slot
             if generation in self._fds:
@@ -334,7 +349,7 @@ class DirtyFile:
                 continue
             path = self.staging.path(self.number, generation)
             new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            for start, stop, _ in self._segments[generation]:
+            for start, stop, *_ in self._segments[generation]:
                 os.pwrite(new, os.pread(fd, stop - start, start), start)
             os.dup2(new, fd, inheritable=False)
             os.close(new)
@@ -342,7 +357,20 @@ class DirtyFile:
         return mended
 
     async def sync(self) -> None:
-        """Returns when every byte staged before is on the disk. Raises OSError."""
+        """Returns when every byte staged before is on the disk and marked so in the journal. Raises OSError.
+
+        The mark itself is on the disk after the next `Journal.sync`.
+        """
+        self._syncing = self._syncing or trio.Lock()
+        async with self._syncing:
+            begun = {layer.generation: self._segments[layer.generation].syncing() for layer in self.layers}
+            await self._sync_files()
+            for generation, segments in begun.items():
+                if generation in self._homes and segments:
+                    done = self._segments[generation].synced(segments)
+                    self.staging.journal.note_synced(self.number, generation, self._homes[generation], done)
+
+    async def _sync_files(self) -> None:
         while True:
             moved = self._spills
             # Of their own: the file may be written, uploaded and closed meanwhile.

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3fuse.writing.database import connect
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.staging import Staging
 
@@ -30,8 +31,9 @@ class MemoryJournal(Journal):
         self.store = store
         self.suspect = False
         self.lost = ""
+        self._boot, self._noted = "", False
         self._after: list[Callable[[], None]] = []
-        self._db = self._open(Path(":memory:"))
+        self._db = connect(Path(":memory:"), self.directory, store)
         with ExitStack() as stack:
             stack.callback(self._db.close)
             self._held = stack.pop_all()

@@ -11,16 +11,14 @@ pages are in the page cache), a power failure may lose the last ones unless `syn
 
 from __future__ import annotations
 
-import fcntl
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from s3fuse.errors import UserError
-from s3fuse.writing import wal
+from s3fuse.writing import database, wal
 from s3fuse.writing.checks import IN_DOUBT, Segment
-from s3fuse.writing.durable import sync_names, sync_new_directory
+from s3fuse.writing.durable import boot_id, sync_names, sync_new_directory
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import Layer
 from s3fuse.writing.overlay import Overlay, Parked, Range
@@ -33,70 +31,7 @@ if TYPE_CHECKING:
 
     from s3fuse.writing.checks import Step
 
-FORMAT = 2
 PART = "journal.part"
-
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS node (
-    number INTEGER PRIMARY KEY, key TEXT, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
-    atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, rdev INTEGER NOT NULL,
-    xattrs TEXT NOT NULL, target BLOB, size INTEGER NOT NULL, token TEXT NOT NULL,
-    remote_key TEXT, remote_etag TEXT, remote_size INTEGER, remote_metadata TEXT, remote_headers TEXT,
-    maybe_at TEXT
-) STRICT;
-CREATE TABLE IF NOT EXISTS layer (
-    number INTEGER NOT NULL, generation INTEGER NOT NULL, size INTEGER NOT NULL, below INTEGER NOT NULL,
-    token TEXT NOT NULL, slot INTEGER, start INTEGER NOT NULL, stop INTEGER NOT NULL,
-    crc INTEGER NOT NULL, PRIMARY KEY (number, generation)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS segment (
-    number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
-    crc INTEGER NOT NULL, PRIMARY KEY (number, generation, start)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS upload (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, upload_id TEXT, begun_ns INTEGER NOT NULL
-) STRICT;
-CREATE TABLE IF NOT EXISTS overlay (number INTEGER PRIMARY KEY, below INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS parked (
-    number INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
-    key TEXT NOT NULL, etag TEXT NOT NULL, size INTEGER NOT NULL, shift INTEGER NOT NULL,
-    PRIMARY KEY (number, start)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS temporary (key TEXT PRIMARY KEY, number INTEGER NOT NULL, token TEXT NOT NULL) STRICT;
-"""
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[int]:
-    """Keeps other processes from using a cache directory (made if it is missing), and gives the lock's descriptor.
-
-    Raises UserError where another process has it, or it cannot be made.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UserError(
-            f"cache directory {directory} cannot be used: {error.strerror}; choose another with --cache-dir"
-        ) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"cache directory {directory} is in use by another mount; unmount that one or choose another "
-                "with --cache-dir"
-            ) from None
-        yield lock
-    finally:
-        os.close(lock)
-
-
-def unreadable(directory: Path, error: Exception) -> UserError:
-    return UserError(
-        f"the journal in {directory} cannot be read ({error}); move that directory aside to start with an empty cache, "
-        "and keep it: files waiting for upload are in its folder staging/"
-    )
 
 
 class Journal:
@@ -114,11 +49,13 @@ class Journal:
         self.directory = directory
         self.store = store
         self.suspect = False
+        self._boot = boot_id()
+        self._noted = False
         self._after: list[Callable[[], None]] = []
         with ExitStack() as stack:
-            lock = stack.enter_context(locked(directory))
+            lock = stack.enter_context(database.locked(directory))
             before = wal.Before(directory, lock)
-            self._db = self._open(directory / FILE)
+            self._db = database.connect(directory / FILE, directory, store)
             stack.callback(lambda: self._db.close())
             self.lost = before.lost()
             wal.note_open(lock, is_open=True)
@@ -127,41 +64,17 @@ class Journal:
             sync_new_directory(directory)
             self._held = stack.pop_all()
 
-    def _open(self, path: Path) -> sqlite3.Connection:
-        try:
-            db = sqlite3.connect(path, isolation_level=None, cached_statements=64)
-            try:
-                self._prepare(db)
-            except BaseException:
-                db.close()
-                raise
-        except sqlite3.DatabaseError as error:
-            raise unreadable(self.directory, error) from error
-        return db
+    @property
+    def rebooted(self) -> bool:
+        """Whether the machine was started anew since `note_boot`: what was not synced may be lost."""
+        (noted,) = self._execute("SELECT boot FROM identity").fetchone()
+        return noted is not None and noted != self._boot
 
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        execute = db.execute
-        execute("PRAGMA journal_mode=WAL")
-        execute("PRAGMA synchronous=NORMAL")
-        execute("PRAGMA wal_autocheckpoint=0")  # it syncs, which takes too long for the event loop; see `checkpoint`
-        (state,) = execute("PRAGMA quick_check(1)").fetchone()
-        if state != "ok":
-            raise sqlite3.DatabaseError(state)
-        execute("CREATE TABLE IF NOT EXISTS identity (format INTEGER NOT NULL, store TEXT NOT NULL)")
-        found = execute("SELECT format, store FROM identity").fetchone()
-        if found is None:
-            execute("INSERT INTO identity VALUES (?, ?)", (FORMAT, self.store))
-        elif found[0] != FORMAT:
-            raise UserError(
-                f"cache directory {self.directory} has journal format {found[0]}, this s3fuse knows {FORMAT}; mount it "
-                "with the version that wrote it until everything is uploaded, or choose another with --cache-dir"
-            )
-        elif found[1] != self.store:
-            raise UserError(
-                f"cache directory {self.directory} belongs to {found[1]}, not to {self.store}; choose another with "
-                "--cache-dir"
-            )
-        db.executescript(SCHEMA)
+    def note_boot(self) -> None:
+        """Notes that something is promised of what is synced from now on, and that `rebooted` was seen to."""
+        if not self._noted:
+            self._execute("UPDATE identity SET boot=?", (self._boot,))
+            self._noted = True
 
     def _execute(self, statement: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
         try:
@@ -215,10 +128,10 @@ class Journal:
         first = segments[0] if segments else Segment(0, 0, 0)
         row = (number, layer.generation, layer.size_bytes, layer.below_bytes, staged.token, staged.slot, *first)
         if len(segments) <= 1:
-            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?)", row)
+            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?,?)", row)
             return first.start if segments else HOMELESS
         with self.transaction():
-            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?)", row)
+            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?,?)", row)
             self._insert(number, layer.generation, segments[1:])
         return first.start
 
@@ -232,7 +145,7 @@ class Journal:
 
     def _insert(self, number: int, generation: int, segments: list[Segment]) -> None:
         for segment in segments:
-            self._execute("INSERT INTO segment VALUES (?,?,?,?,?)", (number, generation, *segment))
+            self._execute("INSERT INTO segment VALUES (?,?,?,?,?,?)", (number, generation, *segment))
 
     def doubt_segments(self, number: int, generation: int, home: int, steps: list[Step]) -> None:
         """Records that segments are about to be overwritten: what is in them fits no checksum for a while."""
@@ -243,12 +156,12 @@ class Journal:
 
     def _update(self, number: int, generation: int, home: int, segment: Segment) -> None:
         """A segment now has another end and checksum."""
-        values = (segment.stop, segment.crc, number, generation)
+        values = (segment.stop, segment.crc, segment.synced, number, generation)
         if segment.start == home:
-            self._execute("UPDATE layer SET stop=?, crc=? WHERE number=? AND generation=?", values)
+            self._execute("UPDATE layer SET stop=?, crc=?, synced=? WHERE number=? AND generation=?", values)
         else:
             condition = "number=? AND generation=? AND start=?"
-            self._execute(f"UPDATE segment SET stop=?, crc=? WHERE {condition}", (*values, segment.start))
+            self._execute(f"UPDATE segment SET stop=?, crc=?, synced=? WHERE {condition}", (*values, segment.start))
 
     def change_segments(self, number: int, generation: int, home: int, steps: list[Step]) -> int:
         """Records what a write made of the segments of a layer; gives its `home` from now on."""
@@ -270,12 +183,18 @@ class Journal:
         if any(segment.start == home for segment in before):
             home = after[0].start
             self._execute(
-                "UPDATE layer SET start=?, stop=?, crc=? WHERE number=? AND generation=?",
+                "UPDATE layer SET start=?, stop=?, crc=?, synced=? WHERE number=? AND generation=?",
                 (*after[0], number, generation),
             )
             after = after[1:]
         self._insert(number, generation, after)
         return home
+
+    def note_synced(self, number: int, generation: int, home: int, segments: Iterable[Segment]) -> None:
+        """Records that the bytes of segments are on the disk."""
+        with self.transaction():
+            for segment in segments:
+                self._update(number, generation, home, segment)
 
     def cut_layer(self, layer: Layer, number: int, home: int, cut: Segment | None) -> int:
         """Records that a layer has another size and no segments beyond it, `cut` a new end; gives its `home`."""
@@ -290,7 +209,9 @@ class Journal:
             )
             if home >= layer.size_bytes:
                 home = HOMELESS
-                self._execute("UPDATE layer SET start=0, stop=0, crc=0 WHERE number=? AND generation=?", whose)
+                self._execute(
+                    "UPDATE layer SET start=0, stop=0, crc=0, synced=0 WHERE number=? AND generation=?", whose
+                )
             if cut is not None:
                 self._update(*whose, home, cut)
         return home
@@ -332,7 +253,7 @@ class Journal:
             extents = Extents((segment.start, segment.stop) for segment in of_layer)
             layer = Layer(generation, extents, below, max(size, extents.end))
             home = first[0] if first[0] < first[1] else HOMELESS
-            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home))
+            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home, size))
         return found
 
     # -- parked bytes: `temporary` has every object that may be there, `parked` what they hold of a file
@@ -399,10 +320,13 @@ class Journal:
         old, part = self._db, self.directory / PART
         for name in (PART, *(PART + suffix for suffix in wal.SUFFIXES)):
             (self.directory / name).unlink(missing_ok=True)
-        self._db = self._open(part)
+        self._db = database.connect(part, self.directory, self.store)
         try:
             with self.transaction():
                 fill()
+                if self._noted:
+                    self._noted = False
+                    self.note_boot()
             self._db.close()
         except BaseException:
             self._db.close()
@@ -414,7 +338,7 @@ class Journal:
             (self.directory / (FILE + suffix)).unlink(missing_ok=True)
         part.replace(self.directory / FILE)
         sync_names(self.directory)
-        self._db = self._open(self.directory / FILE)
+        self._db = database.connect(self.directory / FILE, self.directory, self.store)
         self._files = wal.Files(self.directory)
         self.suspect = False
 

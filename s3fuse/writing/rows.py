@@ -42,7 +42,8 @@ class NodeRow(NamedTuple):
 class StagedLayer(NamedTuple):
     """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments.
 
-    `home` is where the segment starts that the layer's own row has, HOMELESS for none.
+    `home` is where the segment starts that the layer's own row has, HOMELESS for none; `row_bytes` is the size in that
+    row: what the file had when the layer was recorded or last truncated.
     """
 
     layer: Layer
@@ -50,6 +51,7 @@ class StagedLayer(NamedTuple):
     slot: int | None
     segments: list[Segment]
     home: int = HOMELESS
+    row_bytes: int = 0
 
 
 class BegunUpload(NamedTuple):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from s3fuse.writing.checks import Read
     from s3fuse.writing.dirty import DirtyFile
     from s3fuse.writing.journal import Journal
     from s3fuse.writing.parking import Temporary
@@ -28,6 +30,21 @@ if TYPE_CHECKING:
 
 SLOT_BYTES = 64 << 10
 SLAB = "slab"
+
+
+def reader(directory: Path, number: int, staged: StagedLayer) -> Read:
+    """Reads staged bytes of a layer in a folder that no mount has open; nothing where their file is missing."""
+    path = directory / (SLAB if staged.slot is not None else f"{number}.{staged.layer.generation}")
+    base = (staged.slot or 0) * SLOT_BYTES
+
+    def read(start: int, stop: int) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return os.pread(file.fileno(), stop - start, base + start)
+        except FileNotFoundError:
+            return b""
+
+    return read
 
 
 class Staging:
@@ -43,6 +60,9 @@ class Staging:
         self.freed = trio.Event()  # set whenever staged bytes go
         self.abandon: Callable[[Temporary], None] = lambda temporary: None  # gets parked objects that nobody needs
         self._staged_bytes = 0
+        # After a power failure the journal may name a file of an earlier process that this one knew to be gone: none
+        # of the same name must be there by then.
+        self._generation = time.time_ns()
         self._free: list[int] = []
         self._slots = 0
 
@@ -80,6 +100,11 @@ class Staging:
         self._tokens += 1
         return f"{self._session}-{self._tokens}"
 
+    def new_generation(self) -> int:
+        """A number for a layer, above those of all layers before."""
+        self._generation += 1
+        return self._generation
+
     def take_slot(self) -> int:
         if self._free:
             return self._free.pop()
@@ -97,6 +122,7 @@ class Staging:
         used: set[int] = set()
         files: set[str] = {SLAB}
         for number, staged in layers:
+            self._generation = max(self._generation, staged.layer.generation)
             if staged.slot is None:
                 files.add(f"{number}.{staged.layer.generation}")
             else:

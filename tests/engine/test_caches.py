@@ -93,7 +93,7 @@ async def test_list_names_damage(bench: Bench) -> None:
     rig = await bench.rig("xdg/s3fuse/cache")
     await rig.put("f", BODY)
     await rig.crash()
-    (file,) = (rig.cache / "staging").glob("*.0")
+    (file,) = (rig.cache / "staging").glob("[0-9]*")
     os.truncate(file, 1000)
     (item,) = caches.look(rig.cache).waiting
     assert "staged data is damaged" in item["reason"]
@@ -127,7 +127,7 @@ async def test_recover_of_damaged_bytes(bench: Bench, tmp_path: Path) -> None:
     rig = await bench.rig("xdg/s3fuse/cache")
     await rig.put("f", BODY)
     await rig.crash()
-    (file,) = (rig.cache / "staging").glob("*.0")
+    (file,) = (rig.cache / "staging").glob("[0-9]*")
     with file.open("r+b") as opened:
         opened.seek(200_000)
         opened.write(b"other")

@@ -7,6 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3fuse.errors import UserError
-from s3fuse.writing import checks
-from s3fuse.writing import journal as journal_module
+from s3fuse.writing import checks, database, wal
 from s3fuse.writing.checks import Segment, Segments
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.journal import Journal
@@ -76,9 +76,8 @@ def staged(
 ) -> StagedLayer:
     segments = [Segment(start, stop, 100 + start) for start, stop in ranges]
     extents = Extents(ranges)
-    return StagedLayer(
-        Layer(generation, extents, below, max(size, extents.end)), token, slot, segments, ranges[0][0] if ranges else -1
-    )
+    layer = Layer(generation, extents, below, max(size, extents.end))
+    return StagedLayer(layer, token, slot, segments, ranges[0][0] if ranges else -1, layer.size_bytes)
 
 
 def test_rows_come_back(journal: Journal) -> None:
@@ -124,8 +123,13 @@ def test_layers_come_back(journal: Journal) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.integers(0, 300), st.integers(1, 50)), max_size=30))
-def test_any_sequence_of_writes_and_cuts(changes: list[tuple[bool, int, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("write", "write", "cut", "sync")), st.integers(0, 300), st.integers(1, 50)),
+        max_size=30,
+    )
+)
+def test_any_sequence_of_writes_cuts_and_syncs(changes: list[tuple[str, int, int]]) -> None:
     """What is recorded change by change is what is in memory."""
     segments, home, size = Segments(), None, 0
     layer = Layer(0, Extents(), 0, 0)
@@ -138,8 +142,8 @@ def test_any_sequence_of_writes_and_cuts(changes: list[tuple[bool, int, int]]) -
             return bytes(content[start:stop])
 
         try:
-            for is_write, start, length in changes:
-                if is_write:
+            for what, start, length in changes:
+                if what == "write":
                     data = os.urandom(length)
                     steps = segments.write(start, data, read)
                     if home is not None:
@@ -153,6 +157,8 @@ def test_any_sequence_of_writes_and_cuts(changes: list[tuple[bool, int, int]]) -
                         home = journal.put_layer(StagedLayer(layer, "t", 0, list(segments)), 5)
                     else:
                         home = journal.change_segments(5, 0, home, steps)
+                elif what == "sync" and home is not None:
+                    journal.note_synced(5, 0, home, segments.synced(segments.syncing()))
                 elif home is not None:
                     cut = segments.clip(start, read)
                     layer.truncate(start)
@@ -165,6 +171,7 @@ def test_any_sequence_of_writes_and_cuts(changes: list[tuple[bool, int, int]]) -
             assert found.home == home
             assert found.layer == layer
             assert all(segment.fits(read(segment.start, segment.stop)) for segment in segments)
+            assert {segment.synced for segment in segments} <= {0, checks.SYNCED}
             assert found.layer.size_bytes == size
         finally:
             journal.close()
@@ -259,7 +266,7 @@ def test_other_bucket_is_refused_and_named(tmp_path: Path) -> None:
 
 def test_other_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Journal(tmp_path, STORE).close()
-    monkeypatch.setattr(journal_module, "FORMAT", journal_module.FORMAT + 1)
+    monkeypatch.setattr(database, "FORMAT", database.FORMAT + 1)
     with pytest.raises(UserError, match="journal format"):
         Journal(tmp_path, STORE)
     monkeypatch.undo()
@@ -306,3 +313,31 @@ def test_maps(values: dict[str, str] | None) -> None:
 @given(st.dictionaries(st.text(st.characters(codec="utf-8")), st.binary()))
 def test_xattrs(xattrs: dict[str, bytes]) -> None:
     assert decode_xattrs(encode_xattrs(xattrs)) == xattrs
+
+
+def test_an_earlier_format_becomes_the_next(tmp_path: Path) -> None:
+    old = database.SCHEMA.replace(" synced INTEGER NOT NULL,", "")
+    with closing(sqlite3.connect(tmp_path / wal.FILE)) as db:
+        db.executescript(f"CREATE TABLE identity (format INTEGER NOT NULL, store TEXT NOT NULL);{old}")
+        db.execute("INSERT INTO identity VALUES (2, ?)", (STORE,))
+        db.execute("INSERT INTO layer VALUES (5, 1, 10, 0, 't', NULL, 0, 10, 7)")
+        db.execute("INSERT INTO segment VALUES (5, 1, 20, 30, 8)")
+        db.commit()
+    for _ in range(2):
+        journal = Journal(tmp_path, STORE)
+        (found,) = journal.layers()[5]
+        assert found.segments == [Segment(0, 10, 7, 0), Segment(20, 30, 8, 0)]
+        assert not journal.rebooted
+        journal.note_boot()
+        journal.close()
+
+
+def test_a_boot_is_noticed_where_something_was_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    journal = Journal(tmp_path, STORE)
+    journal.close()
+    for boot, expected in (("next", False), ("another", True), ("another", False)):
+        monkeypatch.setattr("s3fuse.writing.journal.boot_id", lambda boot=boot: boot)
+        journal = Journal(tmp_path, STORE)
+        assert journal.rebooted is expected
+        journal.note_boot()
+        journal.close()

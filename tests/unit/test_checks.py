@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3fuse.writing import checks
-from s3fuse.writing.checks import DAMAGED, IN_DOUBT, Damage, Segment, Segments
+from s3fuse.writing.checks import DAMAGED, IN_DOUBT, SYNCED, Damage, Segment, Segments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +58,42 @@ class Staged:
 
 
 Changes = st.lists(st.tuples(st.booleans(), st.integers(0, SIZE - 1), st.integers(1, 100)), max_size=40)
+Events = st.lists(
+    st.tuples(
+        st.sampled_from(("write", "write", "cut", "sync", "half")), st.integers(0, SIZE - 1), st.integers(1, 100)
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None)
+@given(Events)
+def test_what_was_synced_keeps_its_range(events: list[tuple[str, int, int]]) -> None:
+    """And what was written while a sync was under way is not taken for synced."""
+    staged = Staged()
+    promised: set[int] = set()
+    under_way: list[Segment] = []
+    for what, start, length in events:
+        if what == "write":
+            staged.write(start, os.urandom(length))
+        elif what == "cut":
+            staged.segments.clip(start, staged.read)
+            promised = {at for at in promised if at < start}
+        elif what == "half" and not under_way:
+            under_way = staged.segments.syncing()
+        else:
+            under_way = under_way or staged.segments.syncing()
+            for segment in staged.segments.synced(under_way):
+                promised |= set(range(segment.start, segment.stop))
+            under_way = []
+        staged.check()
+        synced = [one for one in staged.segments if one.synced == SYNCED]
+        assert {at for one in synced for at in range(one.start, one.stop)} == promised
+        for at in range(0, SIZE, 37):
+            assert staged.segments.has_synced(at) == any(one.synced and one.stop > at for one in staged.segments)
+            near = any(one.synced and one.start < at + 30 and one.stop > at for one in staged.segments)
+            assert staged.segments.has_synced(at, at + 30) == near
+    assert all(segment.fits(staged.read(segment.start, segment.stop)) for segment in staged.segments)
 
 
 @settings(deadline=None)
@@ -109,7 +145,7 @@ def test_damage_is_found_whatever_is_written_later(
 def test_a_long_write_is_cut_at_blocks() -> None:
     staged = Staged()
     staged.write(10, bytes(150))
-    assert [(start, stop) for start, stop, _ in staged.segments] == [(10, 64), (64, 128), (128, 160)]
+    assert [(start, stop) for start, stop, *_ in staged.segments] == [(10, 64), (64, 128), (128, 160)]
 
 
 def test_appending_reads_nothing() -> None:

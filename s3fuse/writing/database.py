@@ -1,0 +1,131 @@
+"""The journal's database: its tables, opening it, and the lock that keeps others from it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from s3fuse.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+FORMAT = 3
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS node (
+    number INTEGER PRIMARY KEY, key TEXT, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
+    atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, rdev INTEGER NOT NULL,
+    xattrs TEXT NOT NULL, target BLOB, size INTEGER NOT NULL, token TEXT NOT NULL,
+    remote_key TEXT, remote_etag TEXT, remote_size INTEGER, remote_metadata TEXT, remote_headers TEXT,
+    maybe_at TEXT
+) STRICT;
+CREATE TABLE IF NOT EXISTS layer (
+    number INTEGER NOT NULL, generation INTEGER NOT NULL, size INTEGER NOT NULL, below INTEGER NOT NULL,
+    token TEXT NOT NULL, slot INTEGER, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    crc INTEGER NOT NULL, synced INTEGER NOT NULL, PRIMARY KEY (number, generation)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS segment (
+    number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    crc INTEGER NOT NULL, synced INTEGER NOT NULL, PRIMARY KEY (number, generation, start)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS upload (
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, upload_id TEXT, begun_ns INTEGER NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS overlay (number INTEGER PRIMARY KEY, below INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS parked (
+    number INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    key TEXT NOT NULL, etag TEXT NOT NULL, size INTEGER NOT NULL, shift INTEGER NOT NULL,
+    PRIMARY KEY (number, start)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS temporary (key TEXT PRIMARY KEY, number INTEGER NOT NULL, token TEXT NOT NULL) STRICT;
+"""
+
+#: What makes a database of an earlier format one of the next.
+_CHANGES = {
+    2: (
+        "ALTER TABLE layer ADD COLUMN synced INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE segment ADD COLUMN synced INTEGER NOT NULL DEFAULT 0;"
+        "ALTER TABLE identity ADD COLUMN boot TEXT;"
+        "UPDATE identity SET format=3;"
+    ),
+}
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    """Keeps other processes from using a cache directory (made if it is missing), and gives the lock's descriptor.
+
+    Raises UserError where another process has it, or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UserError(
+            f"cache directory {directory} cannot be used: {error.strerror}; choose another with --cache-dir"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"cache directory {directory} is in use by another mount; unmount that one or choose another "
+                "with --cache-dir"
+            ) from None
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def unreadable(directory: Path, error: Exception) -> UserError:
+    return UserError(
+        f"the journal in {directory} cannot be read ({error}); move that directory aside to start with an empty cache, "
+        "and keep it: files waiting for upload are in its folder staging/"
+    )
+
+
+def connect(path: Path, directory: Path, store: str) -> sqlite3.Connection:
+    """Opens or makes the database of a cache directory for the bucket that `store` names.
+
+    Raises UserError where it belongs to another bucket, its format is unknown, or it cannot be read.
+    """
+    try:
+        db = sqlite3.connect(path, isolation_level=None, cached_statements=64)
+        try:
+            _prepare(db, directory, store)
+        except BaseException:
+            db.close()
+            raise
+    except sqlite3.DatabaseError as error:
+        raise unreadable(directory, error) from error
+    return db
+
+
+def _prepare(db: sqlite3.Connection, directory: Path, store: str) -> None:
+    execute = db.execute
+    execute("PRAGMA journal_mode=WAL")
+    execute("PRAGMA synchronous=NORMAL")
+    execute("PRAGMA wal_autocheckpoint=0")  # it syncs, which takes too long for the event loop: Journal.checkpoint
+    (state,) = execute("PRAGMA quick_check(1)").fetchone()
+    if state != "ok":
+        raise sqlite3.DatabaseError(state)
+    execute("CREATE TABLE IF NOT EXISTS identity (format INTEGER NOT NULL, store TEXT NOT NULL, boot TEXT)")
+    found = execute("SELECT format, store FROM identity").fetchone()
+    if found is None:
+        execute("INSERT INTO identity VALUES (?, ?, NULL)", (FORMAT, store))
+    elif found[0] != FORMAT and found[0] not in _CHANGES:
+        raise UserError(
+            f"cache directory {directory} has journal format {found[0]}, this s3fuse knows {FORMAT}; mount it "
+            "with the version that wrote it until everything is uploaded, or choose another with --cache-dir"
+        )
+    elif found[1] != store:
+        raise UserError(
+            f"cache directory {directory} belongs to {found[1]}, not to {store}; choose another with --cache-dir"
+        )
+    elif found[0] != FORMAT:
+        db.executescript(f"BEGIN IMMEDIATE;{_CHANGES[found[0]]}COMMIT;")
+    db.executescript(SCHEMA)
