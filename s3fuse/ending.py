@@ -153,7 +153,7 @@ class Ending:
         with self._patience():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell)
-                while changes.dirty and not await self.core.syncer.drain():
+                while changes.dirty and not await self.core.syncer.arrivals.drain():
                     pass
                 nursery.cancel_scope.cancel()
         self.drained.set()

@@ -13,6 +13,7 @@ import os
 import resource
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pyfuse3
@@ -34,6 +35,7 @@ from s3fuse.namespace.upkeep import keep_up
 from s3fuse.reading.blocks import BlockCache
 from s3fuse.store.s3 import S3Store
 from s3fuse.vfs.budget import Budget
+from s3fuse.vfs.carrying import carry_over
 from s3fuse.vfs.core import Core
 from s3fuse.writing.ephemeral import MemoryJournal, MemoryStaging
 from s3fuse.writing.journal import Journal
@@ -161,6 +163,7 @@ class Mount:
         syncer = Syncer(self.store, inodes, changes, directories, workers=max(2, config.max_requests // 2))
         disk = disk_tier(config, self.journal.directory, lambda: self.core.budget.taken_bytes())
         blocks = BlockCache(self.store, self.nursery, config.memory_bytes, disk)
+        syncer.read_base, syncer.on_version = blocks.copy, partial(carry_over, blocks)
         budget = Budget(
             config.dirty_size_bytes,
             staging,

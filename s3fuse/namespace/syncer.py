@@ -21,6 +21,7 @@ import trio
 
 from s3fuse import attrs, keys
 from s3fuse.errors import NeedsCredentials, NotFound, PreconditionFailed, StoreError
+from s3fuse.namespace.arrivals import Arrivals
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.clearing import Clearing, kept, look
 from s3fuse.namespace.conflicts import Conflicts
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import Store
     from s3fuse.writing.dirty import DirtyFile
+    from s3fuse.writing.upload import ReadBase
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +76,17 @@ class Syncer:
         self.uploads = Uploads(store, changes.journal)
         self.parking = Parking(store, changes, self.limits)
         self.last_error = ""
+        #: Reads an object through the cache, for uploads that need some of it.
+        self.read_base: ReadBase | None = None
+        #: Told of a version that is about to become `Inode.remote`; must not await.
+        self.on_version: Callable[[Inode, ObjectInfo], None] = lambda inode, version: None
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
-        self._failures: dict[int, int] = {}
-        self.deletes = Deletes(store, inodes, changes, self._failures)
-        self._clearing = Clearing(store, inodes, changes, self.deletes, self.uploads, self.limits, self._failures)
+        self._failures: dict[int, int] = {}  # how often an inode has failed in a row
         self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
+        self.deletes = Deletes(store, inodes, changes, self._failures)
+        self.arrivals = Arrivals(inodes, changes, self.deletes, self._failures, self._hopeless)
+        self._clearing = Clearing(store, inodes, changes, self.deletes, self.uploads, self.limits, self._failures)
         store.health.on_recovery(self.wake)
 
     async def run(self) -> None:
@@ -267,7 +274,7 @@ class Syncer:
             found = Target(key, there.metadata or {}, there.headers or {}, ANY)
             self._arrived(inode, found, there.etag, there.size_bytes, version)
             return
-        frozen = Version.frozen(data, inode.remote)
+        frozen = Version.frozen(data, inode.remote, self.read_base)
         target = await self._target(inode, key)
         etag = await upload(self.store, self.uploads, frozen, target, self.limits)
         self._arrived(inode, target, etag, frozen.size_bytes, version)
@@ -320,11 +327,13 @@ class Syncer:
             occupant = self.inodes.displaced.get(target.key)
             if occupant is not None and occupant is not inode:
                 self.deletes.forget(occupant)
+            now = ObjectInfo(target.key, size, etag, 0, target.metadata, target.headers)
+            self.on_version(inode, now)
             if inode.data is not None and inode.data.frozen:
                 inode.data.commit(size)
             if before is not None:
                 self.inodes.settle(before.key, inode)
-            inode.remote = ObjectInfo(target.key, size, etag, 0, target.metadata, target.headers)
+            inode.remote = now
             if before is not None and before.key != target.key:
                 self.changes.orphan(before)
             if inode.linked and self.inodes.object_key(inode) == target.key:
@@ -341,73 +350,3 @@ class Syncer:
             inode.data.close()
             inode.data = None
         self.inodes.drop_if_unused(inode)
-
-    # -- waiting
-
-    async def sync(self, inode: Inode) -> None:
-        """Returns when the bucket has the inode as it is now. Raises OSError(EIO) when an attempt fails.
-
-        For a file that was unlinked there may be nothing to wait for: see `_can_arrive`.
-        """
-        wanted = inode.version
-        while inode.synced_version < wanted and self._can_arrive(inode):
-            self.changes.queue(inode)
-            await self.changes.attempted(inode)
-            if inode.error is not None:
-                raise OSError(5, inode.error, inode.name)
-
-    def _can_arrive(self, inode: Inode) -> bool:
-        """Not so for an unlinked inode that goes only with its last close, or when the next one of its name comes."""
-        return inode.linked or self.deletes.may_go(inode)
-
-    async def sync_names(self, directory: Inode) -> None:
-        """Returns when the bucket has the directory and every name that was made, moved or removed in it."""
-        prefix = self.inodes.key(directory)
-        for _ in range(2):  # what was renamed away leaves, once copied, an object that is still to be deleted
-            dirty = self.changes.dirty.values()
-            mine = [inode for inode in dirty if not inode.writers and self._names(inode, directory, prefix)]
-            for inode in mine:
-                self.changes.queue(inode)
-            for inode in mine:
-                await self.sync(inode)
-
-    @staticmethod
-    def _names(inode: Inode, directory: Inode, prefix: str) -> bool:
-        """Whether the inode is the directory, is in it, or has its object in it still."""
-        remote = inode.remote
-        if remote is None or inode.opens or not remote.key.startswith(prefix):
-            return inode is directory or (inode.linked and inode.parent is directory)
-        return "/" not in remote.key[len(prefix) :].rstrip("/")
-
-    async def drain(self, progress: Callable[[], None] = lambda: None, *, give_up: bool = False) -> list[Inode]:
-        """Brings everything that is dirty now to the bucket and gives what the server refuses for good.
-
-        With `give_up` one failed attempt of any kind ends the wait for an inode.
-        """
-        failed: list[Inode] = []
-        waited: set[int] = set()
-        for again in (False, True):  # what was moved leaves, once copied, an object that is still to be deleted
-            dirty = self.changes.dirty.values()
-            pending = [i for i in dirty if i.number not in waited and not (again and i.linked)]
-            failed += await self._bring_all(pending, progress, give_up=give_up)
-            waited.update(inode.number for inode in pending)
-        return failed
-
-    async def _bring_all(self, inodes: list[Inode], progress: Callable[[], None], *, give_up: bool) -> list[Inode]:
-        pending = [(inode, inode.version) for inode in inodes]
-        failed: list[Inode] = []
-        for inode, _ in pending:
-            self._hopeless.discard(inode.number)
-            self._failures.pop(inode.number, None)
-            inode.error = None
-            self.changes.queue(inode)  # all at once; one by one below they are only waited for
-        for inode, version in pending:
-            while inode.synced_version < version and self._can_arrive(inode):
-                if inode.number in self._hopeless or (give_up and inode.number in self._failures):
-                    failed.append(inode)
-                    break
-                if inode.error is None:
-                    self.changes.queue(inode)
-                await self.changes.attempted(inode)
-                progress()
-        return failed

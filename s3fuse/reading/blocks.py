@@ -3,14 +3,15 @@
 Behind the memory is the disk (`disk`): what is there is read from there, what came from the store is offered to it.
 
 A block is `BLOCK_BYTES` of one version, keyed by (key, etag, index): a version never changes, so a block is never
-stale. Neighbouring blocks that are missing come with one ranged GET, which fills their buffers one after the other.
-Buffers are allocated once and used again; the least recently used block gives its buffer up.
+stale; where our own upload replaces a version, its blocks become those of the next one. Neighbouring blocks that are
+missing come with one ranged GET, which fills their buffers one after the other. Buffers are allocated once and used
+again; the least recently used block gives its buffer up.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -19,6 +20,8 @@ from s3fuse.errors import StoreError
 from s3fuse.reading.records import BLOCK_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from s3fuse.reading.disk import DiskTier
     from s3fuse.reading.segments import Record
     from s3fuse.store.base import ObjectInfo, Store
@@ -27,6 +30,9 @@ if TYPE_CHECKING:
 RANGE_BYTES = 8 << 20
 
 BlockKey = tuple[str, str, int]
+#: Makes a buffer the bytes of a version from an offset; True: it holds those of the version before. Gives whether it
+#: could, else the buffer is as it was or worth nothing.
+Fill: TypeAlias = "Callable[[int, memoryview, bool], bool]"
 
 
 class Fetch:
@@ -44,9 +50,9 @@ class Block:
 
     __slots__ = ("buffer", "fetch", "stored")
 
-    def __init__(self, buffer: bytearray, fetch: Fetch) -> None:
+    def __init__(self, buffer: bytearray, fetch: Fetch | None) -> None:
         self.buffer = buffer
-        self.fetch: Fetch | None = fetch
+        self.fetch = fetch
         self.stored = True
 
 
@@ -95,11 +101,53 @@ class BlockCache:
         views.append(memoryview(ready[-1].buffer)[:last])
         return b"".join(views)
 
+    async def copy(self, version: ObjectInfo, start: int, stop: int) -> bytes:
+        """As `read`, for who keeps the bytes while the cache may give their buffers to others."""
+        return bytes(await self.read(version, start, stop))
+
     def prefetch(self, version: ObjectInfo, start: int, stop: int) -> None:
         """Starts fetching what is missing of [start, stop), as far as buffers can be had without waiting."""
         missing = self._missing(version, range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)))
         for run in missing:
             self._start(version, run, self._buffers(len(run)))
+
+    # -- a version that replaces another one
+
+    def carry_over(self, old: ObjectInfo, new: ObjectInfo, fill: Fill) -> None:
+        """Makes blocks of `old` blocks of `new` where `fill` can make their bytes so; the others are given up."""
+        count = -(-old.size_bytes // BLOCK_BYTES)
+        whose = (old.key, old.etag)
+        found = range(count) if count <= len(self._blocks) else [key[2] for key in self._blocks if key[:2] == whose]
+        for index in found:
+            block = self._blocks.get((*whose, index))
+            if block is None or block.fetch is not None or not block.stored:
+                continue
+            del self._blocks[(*whose, index)]
+            if self._filled(block.buffer, new, index, fill, known=True):
+                self._blocks[(new.key, new.etag, index)] = block
+            else:
+                self._free.append(block.buffer)
+                self._freed.set()
+
+    def admit(self, version: ObjectInfo, index: int, fill: Fill) -> None:
+        """Takes a block that `fill` can make, if there is none and a buffer can be had without waiting."""
+        if self._has(version, index):
+            return
+        for buffer in self._buffers(1):
+            if self._filled(buffer, version, index, fill, known=False):
+                self._blocks[(version.key, version.etag, index)] = Block(buffer, None)
+            else:
+                self._free.append(buffer)
+                self._freed.set()
+
+    @staticmethod
+    def _filled(buffer: bytearray, version: ObjectInfo, index: int, fill: Fill, *, known: bool) -> bool:
+        start = index * BLOCK_BYTES
+        length = min(BLOCK_BYTES, version.size_bytes - start)
+        try:
+            return length > 0 and fill(start, memoryview(buffer)[:length], known)
+        except OSError:  # what is staged is damaged
+            return False
 
     # -- fetching
 

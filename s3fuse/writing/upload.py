@@ -7,7 +7,7 @@ while they are sent, so memory is bounded by `CHUNK_BYTES` for each part in flig
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
@@ -16,15 +16,19 @@ from s3fuse.writing.layers import BASE
 from s3fuse.writing.plan import CopyPart, Limits, Multipart, SendPart, SinglePut, plan_upload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 
     from s3fuse.store.base import Body, Buffer, ObjectInfo, Store
     from s3fuse.writing.dirty import DirtyFile
     from s3fuse.writing.layers import Piece
     from s3fuse.writing.leftovers import Uploads
 
+    ReadBase: TypeAlias = Callable[[ObjectInfo, int, int], Awaitable[Buffer]]
+
 CHUNK_BYTES = 1 << 20
 PARTS_AT_ONCE = 4
+#: A body with more of the base than this has it read from the bucket, twice: the checksum goes ahead of the bytes.
+CACHED_BASE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,13 @@ class Version:
     base: ObjectInfo | None
     size_bytes: int
     pieces: Sequence[Piece]
+    read_base: ReadBase | None = None  # instead of a request
 
     @classmethod
-    def frozen(cls, data: DirtyFile, base: ObjectInfo | None) -> Version:
+    def frozen(cls, data: DirtyFile, base: ObjectInfo | None, read_base: ReadBase | None = None) -> Version:
         """The oldest layer of `data` on its base. The caller has frozen it."""
         size = data.layers[0].size_bytes
-        return cls(data, base, size, data.pieces(0, size, layers=1))
+        return cls(data, base, size, data.pieces(0, size, layers=1), read_base)
 
 
 @dataclass(frozen=True)
@@ -64,11 +69,19 @@ class Range:
                 yield await self._read(piece._replace(start=start, stop=end))
                 start = end
 
+    def _base_bytes(self) -> int:
+        """How much of the body is of the base."""
+        pieces = (piece for piece in self.version.pieces if piece.source == BASE)
+        return sum(max(0, min(piece.stop, self.stop) - max(piece.start, self.start)) for piece in pieces)
+
     async def _read(self, piece: Piece) -> Buffer:
         base, data, parked = self.version.base, self.version.data, piece.parked
+        read_base = self.version.read_base
         if piece.is_local:
             assert data is not None
             return data.read_piece(piece)
+        if parked is None and base is not None and read_base is not None and self._base_bytes() <= CACHED_BASE_BYTES:
+            return await read_base(base, piece.start, piece.stop)
         buffer = bytearray(piece.stop - piece.start)
         if parked is not None:
             await self.store.get_into(parked.key, piece.start - parked.shift, [memoryview(buffer)], etag=parked.etag)

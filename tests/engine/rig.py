@@ -186,7 +186,7 @@ class Rig:
         failed: list[Inode] = []
         for _ in range(rounds):
             with trio.fail_after(5):
-                failed = await self.core.syncer.drain(give_up=True)
+                failed = await self.core.syncer.arrivals.drain(give_up=True)
             if not failed and not self.core.changes.dirty:
                 break
         return failed

@@ -351,7 +351,7 @@ async def test_drain_ends_when_a_file_is_unlinked_meanwhile(bench: Bench, nurser
     handle = await rig.create("f")
     await rig.files.write(handle, 0, b"data")
     with rig.line.held("put") as gate:
-        results = await in_background(nursery, lambda: rig.core.syncer.drain(give_up=True))
+        results = await in_background(nursery, lambda: rig.core.syncer.arrivals.drain(give_up=True))
         await gate.arrived()
         await rig.unlink("f")
     await until(lambda: bool(results), timeout_s=3)
@@ -1002,7 +1002,7 @@ async def test_what_is_refused_for_good_does_not_hold_up_the_rest(bench: Bench) 
     rig.line.schedule("put", refused(AccessDenied("no")), refused(AccessDenied("no")))
     rig.line.quiet = False
     with trio.fail_after(5):
-        failed = await rig.core.syncer.drain()
+        failed = await rig.core.syncer.arrivals.drain()
     assert len(failed) == 2
     assert all(inode.error for inode in failed)
     await rig.drained()
@@ -1019,7 +1019,7 @@ async def test_drain_ends_where_the_next_file_of_a_name_cannot_be_sent(bench: Be
     rig.line.schedule("put", *[refused(refusal)] * 50)
     rig.line.quiet = False
     with trio.fail_after(3):
-        failed = await rig.core.syncer.drain(give_up=True)
+        failed = await rig.core.syncer.arrivals.drain(give_up=True)
     assert [inode.name for inode in failed if inode.linked] == ["f"]
     assert bench.contents() == {"f": b"old"}
     rig.line.quiet = True
