@@ -38,14 +38,13 @@ class Scenario:
     """One workload. `work` records each of `measures` once.
 
     With `contents` (of the bucket, made once per session), only reading goes on: all runs, and all filesystems that
-    show plain objects, share one bucket. Else each run has a fresh one. `runs` bounds how often a long one is done.
+    show plain objects, share one bucket. Else each run has a fresh one.
     """
 
     name: str
     measures: tuple[Measure, ...]
     work: Callable[[Run], None]
     contents: Callable[[Inputs], Contents] | None = None
-    runs: int | None = None
 
 
 def read_through(path: Path) -> int:

@@ -92,8 +92,6 @@ class Session:
         steps = []
         for number in range(self.options.runs):
             for scenario in chosen:
-                if number >= (scenario.runs or self.options.runs):
-                    continue
                 turned = names[number % len(names) :] + names[: number % len(names)]
                 limits = dict.fromkeys(measure.limit for measure in scenario.measures)
                 steps += [Step(scenario, name, number) for name in (*limits, *turned)]

@@ -42,6 +42,5 @@ SCENARIOS = (
         (MANY_COLD, MANY_WARM),
         _list(MANY_COLD, MANY_WARM),
         _contents(lambda inputs: inputs.size.many_names),
-        runs=1,
     ),
 )
