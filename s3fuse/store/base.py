@@ -148,7 +148,8 @@ class Store(Protocol):
     """An object store. One instance serves one bucket and is used from one trio thread."""
 
     #: Requests sent so far by operation: list, head, get, put, copy, delete, delete_many, multipart_create,
-    #: multipart_put, multipart_copy, multipart_complete, multipart_abort, list_uploads. Retries count again.
+    #: multipart_put, multipart_copy, multipart_complete, multipart_abort, list_uploads, create_bucket. Retries count
+    #: again.
     requests: Counter[str]
     #: Whether the server answers, as the outcome of every operation shows it.
     health: Health

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
+from xml.sax.saxutils import escape
 
-import trio
-
-from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, Refused
+from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, Refused, StoreError
 from s3fuse.store import s3xml
 from s3fuse.store.base import ANY, MAX_KEY_BYTES, Bytes, Part
 from s3fuse.store.s3checks import check_stored, crc32_header, multipart_etag
@@ -53,7 +52,7 @@ class S3Store(Routed):
         self._client = S3Client(self._transport, bucket, region, credentials, self.requests, deadline_s)
         self.health = self._client.health
         self._bucket = bucket
-        self._admin = (self._transport.endpoint, bucket, credentials, region, ca_file, deadline_s)
+        self._region = region
         self._objects = S3Objects(self._client)
         self._markers = Markers(self._objects)
 
@@ -78,9 +77,17 @@ class S3Store(Routed):
         return findings.capabilities(self._client.server)
 
     async def create_bucket(self) -> None:
-        from s3fuse.store.s3admin import make_bucket  # loads the SDK: 0.2 s and 7 MB that most mounts do not need
-
-        await trio.to_thread.run_sync(make_bucket, *self._admin, abandon_on_cancel=True)
+        # us-east-1 is what servers take a bucket without a place for, and AWS refuses it as a name there.
+        place = f"<LocationConstraint>{escape(self._region)}</LocationConstraint>"
+        document = f"<CreateBucketConfiguration>{place}</CreateBucketConfiguration>"
+        body = b"" if self._region == "us-east-1" else document.encode()
+        try:
+            await self._client.send(Call("create_bucket", "PUT", body=Bytes(body)))
+        except Refused as refused:
+            try:
+                await self.check()
+            except StoreError:
+                raise refused from None
 
     async def list_page(
         self, prefix: str, *, delimiter: str = "/", token: str | None = None, start_after: str = "", limit: int = 1000
