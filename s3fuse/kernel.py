@@ -31,13 +31,18 @@ PROBE_S = 3.0
 
 @dataclass(frozen=True)
 class MountEntry:
-    """One line of /proc/self/mountinfo; `device` is "MAJOR:MINOR", `propagation` such as "shared:1 master:2"."""
+    """One line of /proc/self/mountinfo; `device` is "MAJOR:MINOR", `propagation` such as "shared:1 master:2".
+
+    `number` and `parent` are the kernel's numbers of this mount and of the one that it is mounted on.
+    """
 
     mountpoint: str
     device: str
     fstype: str
     source: str
     propagation: str = ""
+    number: int = 0
+    parent: int = 0
 
 
 def _unescape(text: str) -> str:
@@ -53,7 +58,8 @@ def parse_mountinfo(text: str) -> list[MountEntry]:
         dash = fields.index("-", 6)
         source = _unescape(fields[dash + 2])
         propagation = " ".join(fields[6:dash])
-        entries.append(MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], source, propagation))
+        numbers = int(fields[0]), int(fields[1])
+        entries.append(MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], source, propagation, *numbers))
     return entries
 
 

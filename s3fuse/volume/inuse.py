@@ -16,21 +16,23 @@ import trio
 
 from s3fuse import kernel
 
-_PEERS = re.compile(r"(?:shared|master):(\d+)")
+_PEERS = re.compile(r"(?:shared|master|propagate_from):(\d+)")
 
 
 def held() -> set[str]:
     """The devices ("MAJOR:MINOR") of s3fuse mounts that stay when this namespace unmounts them (blocks).
 
     A copy that follows this namespace's own mount by propagation does not count: it goes when the mount goes. Services
-    of systemd have such copies of everything.
+    of systemd have such copies of everything. An unmount propagates as the mount did: from the mount that it is on to
+    the peers and slaves of that. So a copy follows if what it is on has a peer group in common with what ours is on;
+    the groups of the mount itself say nothing, a container's copy is a slave of ours where this host shares mounts.
     """
     ours: dict[str, set[str]] = {}
     found: set[str] = set()
-    for device, peers in devices(_mountinfo("self")):
-        if device in ours and not peers & ours[device]:  # bound to another path of this host
+    for device, above in devices(_mountinfo("self")):
+        if device in ours and not above & ours[device]:  # bound to another path of this host
             found.add(device)
-        ours.setdefault(device, peers)
+        ours.setdefault(device, above)
     seen = {os.readlink("/proc/self/ns/mnt")}
     for process in os.listdir("/proc"):
         if not process.isdigit():
@@ -44,7 +46,7 @@ def held() -> set[str]:
             continue
         if content:
             seen.add(namespace)
-            found.update(device for device, peers in devices(content) if not peers & ours.get(device, set()))
+            found.update(device for device, above in devices(content) if not above & ours.get(device, set()))
     return found
 
 
@@ -53,10 +55,15 @@ def _mountinfo(process: str) -> str:
 
 
 def devices(mountinfo: str) -> list[tuple[str, set[str]]]:
-    """Device and peer groups of each s3fuse mount in a mountinfo file."""
-    lines = (line for line in mountinfo.split("\n") if kernel.FSTYPE in line)
-    ours = (entry for entry in kernel.parse_mountinfo("\n".join(lines)) if entry.fstype == kernel.FSTYPE)
-    return [(entry.device, set(_PEERS.findall(entry.propagation))) for entry in ours]
+    """The device of each s3fuse mount in a mountinfo file, and the peer groups of the mount that it is on."""
+    if kernel.FSTYPE not in mountinfo:
+        return []
+    mounts = {entry.number: entry for entry in kernel.parse_mountinfo(mountinfo)}
+    ours = [entry for entry in mounts.values() if entry.fstype == kernel.FSTYPE]
+    return [
+        (entry.device, set(_PEERS.findall(mounts[entry.parent].propagation if entry.parent in mounts else "")))
+        for entry in ours
+    ]
 
 
 class Holders:

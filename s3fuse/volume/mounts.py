@@ -83,6 +83,8 @@ class VolumeMount:
         #: What waits in the cache directory is not known, as somebody else ended the mount or its daemon died.
         self._unsure = False
         self._looked_at = 0.0
+        #: The device of the last mount: its daemon lives as long as a container has it, although it is unmounted here.
+        self._before = ""
         self._retiring = False
         self._retry_s = 0.0
         self._retry_at = 0.0
@@ -253,6 +255,7 @@ class VolumeMount:
         problem = self._ask()
         if problem is not None and not isinstance(problem, TimeoutError) and kernel.is_dead(self.mountpoint):
             self._set_unmounted()
+            self._before = ""
             self._owed, self._unsure = True, not self.definition.ephemeral
             return
         self.state, self.device = "mounted", entry.device
@@ -269,6 +272,7 @@ class VolumeMount:
 
     def _set_unmounted(self) -> None:
         self.left_files = 0 if self.definition.ephemeral else self.pending_files
+        self._before = self.device or self._before
         self.state, self.device, self.pid, self.status = "unmounted", "", None, {}
 
     async def _see_what_is_left(self) -> None:
@@ -320,6 +324,13 @@ class VolumeMount:
 
     async def _start(self) -> None:
         """Runs `s3fuse mount`, which also replaces a dead mount and waits for one that still drains."""
+        if self._before and await self.holders.have(self._before):
+            self.last_error = (
+                f"somebody unmounted {self.mountpoint} while containers use it; they go on, and until they end it "
+                "cannot be mounted again"
+            )
+            self._put_off()
+            return
         self.state = "starting"
         try:
             await process.run(*await trio.to_thread.run_sync(self._prepare), started=self._started)
@@ -335,14 +346,18 @@ class VolumeMount:
             if self.state != "mounted":
                 self.last_error = f"its mount ended at once; see {self.log_file}"
         if self.last_error is not None:
-            least, most = RETRY_S
-            self._retry_s = min(most, max(least, self._retry_s * 2))
-            self._retry_at = time.monotonic() + self._retry_s
-            log.error("volume %s cannot be mounted: %s", self.definition.name, self.last_error)
+            self._put_off()
             return
         self._retry_s = self._retry_at = 0.0
         self._unsure = False
         self.left_files = 0
+
+    def _put_off(self) -> None:
+        """The next start that nobody waits for comes later."""
+        least, most = RETRY_S
+        self._retry_s = min(most, max(least, self._retry_s * 2))
+        self._retry_at = time.monotonic() + self._retry_s
+        log.error("volume %s cannot be mounted: %s", self.definition.name, self.last_error)
 
     def _started(self, command: process.Command) -> None:
         self._starting = command

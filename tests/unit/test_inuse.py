@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,15 +23,17 @@ needs_fuse = pytest.mark.skipif(
 )
 
 LINES = r"""21 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
+30 21 0:40 / /mnt rw shared:5 master:6 propagate_from:7 - tmpfs t rw
 40 21 0:50 / /mnt/a\040b rw,relatime shared:7 master:3 - fuse.s3fuse s3fuse#b rw
-41 21 0:51 / /mnt/c rw - fuse.s3fuse s3fuse#c rw
+41 30 0:51 / /mnt/c rw - fuse.s3fuse s3fuse#c rw
 42 21 0:52 / /mnt/d rw - fuse.sshfs fuse.s3fuse rw
-43 21 0:53 /sub /mnt/e rw unbindable - fuse.s3fuse s3fuse#e rw
+43 99 0:53 /sub / rw unbindable - fuse.s3fuse s3fuse#e rw
 """
 
 
-def test_devices_and_their_peer_groups() -> None:
-    assert inuse.devices(LINES) == [("0:50", {"7", "3"}), ("0:51", set()), ("0:53", set())]
+def test_devices_and_the_peer_groups_of_what_they_are_on() -> None:
+    assert inuse.devices(LINES) == [("0:50", {"1"}), ("0:51", {"5", "6", "7"}), ("0:53", set())]
+    assert inuse.devices("") == []
 
 
 @pytest.fixture
@@ -77,33 +80,70 @@ async def test_an_answer_is_given_again_for_a_while(mount: tuple[Path, str], tmp
         assert await holders.have(device)
 
 
-@needs_fuse
-def test_a_copy_that_follows_by_propagation_is_no_holder(tmp_path: Path) -> None:
+@pytest.fixture
+def shared(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A mount without a daemon on a shared mount, as all are where systemd runs; and its device number."""
     path = tmp_path / "mnt"
     path.mkdir()
     subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=True)
+    subprocess.run(["mount", "--make-shared", tmp_path], check=True)
+    descriptor = kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True)
+    entry = kernel.mount_entry(path)
+    assert entry is not None
+    yield path, entry.device
+    os.close(descriptor)
+    for mounted in (path, tmp_path):
+        with suppress(OSError):
+            kernel.unmount(mounted, lazy=True)
+
+
+def _in_namespace(script: str, *arguments: Path) -> subprocess.Popen[bytes]:
+    """A process in a mount namespace that is a slave of this one, as those of services and containers are."""
+    words = ["sh", "-ec", f"{script}; echo; exec sleep 1000", "sh", *map(str, arguments)]
+    process = subprocess.Popen(["unshare", "-m", "--propagation", "slave", *words], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"\n"
+    return process
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+@needs_fuse
+def test_a_copy_that_follows_by_propagation_is_no_holder(shared: tuple[Path, str]) -> None:
+    path, device = shared
+    follower = _in_namespace(":")
     try:
-        subprocess.run(["mount", "--make-shared", tmp_path], check=True)
-        descriptor = kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True)
-        entry = kernel.mount_entry(path)
-        assert entry is not None
-        follower = subprocess.Popen(
-            ["unshare", "-m", "--propagation", "slave", "sh", "-c", "echo; exec sleep 1000"], stdout=subprocess.PIPE
-        )
-        try:
-            assert follower.stdout is not None
-            follower.stdout.readline()
-            with open(f"/proc/{follower.pid}/mountinfo") as lines:
-                assert entry.device in [device for device, _ in inuse.devices(lines.read())]
-            assert entry.device not in inuse.held()
-        finally:
-            follower.kill()
-            follower.wait()
-            follower.stdout.close()
-        os.close(descriptor)
+        with open(f"/proc/{follower.pid}/mountinfo") as lines:
+            assert device in [found for found, _ in inuse.devices(lines.read())]
+        assert device not in inuse.held()
         kernel.unmount(path, lazy=True)
+        with open(f"/proc/{follower.pid}/mountinfo") as lines:
+            assert device not in [found for found, _ in inuse.devices(lines.read())]
     finally:
-        kernel.unmount(tmp_path, lazy=True)
+        _end(follower)
+
+
+@needs_fuse
+def test_a_containers_copy_is_a_slave_of_ours_and_stays(shared: tuple[Path, str], tmp_path: Path) -> None:
+    path, device = shared
+    (tmp_path / "root").mkdir()
+    script = 'mount -t tmpfs t "$2"; mkdir "$2/data"; mount --bind "$1" "$2/data"; umount -l "$1"'
+    container = _in_namespace(script, path, tmp_path / "root")
+    try:
+        with open(f"/proc/{container.pid}/mountinfo") as lines:
+            line = next(line for line in lines if f" {tmp_path}/root/data " in line)
+        assert "master:" in line
+        assert device in inuse.held()
+        kernel.unmount(path, lazy=True)
+        assert device in inuse.held(), "it is held still"
+    finally:
+        _end(container)
+    assert device not in inuse.held()
 
 
 @needs_fuse

@@ -51,9 +51,11 @@ def mountpoint(tmp_path: Path) -> Path:
 
 def test_mountinfo() -> None:
     assert parse_mountinfo(MOUNTINFO) == [
-        MountEntry("/", "254:0", "ext4", "/dev/vda", "shared:1"),
-        MountEntry("/mnt/a b\tc\nd\\e", "0:45", "fuse.s3fuse", "s3fuse#bu cket", "shared:7 master:2 propagate_from:3"),
-        MountEntry("/mnt/plain", "0:46", "fuse.s3fuse", ""),
+        MountEntry("/", "254:0", "ext4", "/dev/vda", "shared:1", 22, 1),
+        MountEntry(
+            "/mnt/a b\tc\nd\\e", "0:45", "fuse.s3fuse", "s3fuse#bu cket", "shared:7 master:2 propagate_from:3", 90, 22
+        ),
+        MountEntry("/mnt/plain", "0:46", "fuse.s3fuse", "", "", 91, 22),
     ]
 
 
@@ -65,7 +67,7 @@ def test_mountinfo_has_lines_only_at_newlines(character: str) -> None:
 def test_the_later_mount_covers_the_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
     text = "1 2 0:1 / /mnt rw - ext4 old rw\n3 1 0:2 / /mnt rw - tmpfs new rw\n"
     monkeypatch.setattr("pathlib.Path.read_text", lambda *args, **kwargs: text)
-    assert mount_entry(Path("/mnt")) == MountEntry("/mnt", "0:2", "tmpfs", "new")
+    assert mount_entry(Path("/mnt")) == MountEntry("/mnt", "0:2", "tmpfs", "new", "", 3, 1)
     assert mount_entry(Path("/mnt/x")) is None
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
+from s3fuse import kernel
 from tests.fuse.conftest import buckets, server
 from tests.fuse.harness import Gate
 from tests.proxy import Proxy, proxied
@@ -35,12 +37,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def plugins(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Plugin]]:
-    """Starts plugins, each a node of its own; all end with the test, and nothing of them stays."""
+    """Starts plugins, each a node of its own; all end with the test, and nothing of them stays.
+
+    Their directories are on shared mounts, as everything is where systemd runs.
+    """
     made: list[Plugin] = []
 
     def start(server: Server, *options: str, start: bool = True) -> Plugin:
         folder = tmp_path / f"node{len(made)}"
         folder.mkdir()
+        subprocess.run(["mount", "--bind", folder, folder], check=True)
+        subprocess.run(["mount", "--make-shared", folder], check=True)
         plugin = Plugin(folder, server, options)
         made.append(plugin)
         return plugin.start() if start else plugin
@@ -58,6 +65,7 @@ def plugins(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable
         timer.cancel()
         for plugin in made:
             plugin.kill()
+            kernel.unmount(plugin.folder, lazy=True)
 
 
 @pytest.fixture

@@ -258,8 +258,10 @@ class Container:
 
 
 _CONTAINER = """
-mount --bind "$1" "$2"
-while read -r _ at type _; do [ "$type" != fuse.s3fuse ] || [ "$at" = "$2" ] || umount -l "$at"; done </proc/mounts
+mount -t tmpfs container "$2"
+mkdir "$2/data"
+mount --bind "$1" "$2/data"
+while read -r _ at type _; do [ "$type" != fuse.s3fuse ] || [ "$at" = "$2/data" ] || umount -l "$at"; done </proc/mounts
 echo ready
 exec sleep 1000
 """
@@ -267,15 +269,15 @@ exec sleep 1000
 
 @contextmanager
 def container(mountpoint: Path, folder: Path) -> Iterator[Container]:
-    """A container that has the volume mounted."""
+    """A container that has the volume mounted: its namespace is a slave of ours, its root a mount of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen(
-        ["unshare", "-m", "--propagation", "private", "sh", "-ec", _CONTAINER, "sh", str(mountpoint), str(folder)],
+        ["unshare", "-m", "--propagation", "slave", "sh", "-ec", _CONTAINER, "sh", str(mountpoint), str(folder)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
     )
-    made = Container(process, folder)
+    made = Container(process, folder / "data")
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

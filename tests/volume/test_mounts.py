@@ -263,6 +263,23 @@ def test_somebody_else_unmounts(plugins: Plugins, bucket: Bucket) -> None:
     plugin.until_gone("vol")
 
 
+def test_somebody_else_unmounts_under_a_container(plugins: Plugins, bucket: Bucket) -> None:
+    """The container goes on, and there is no second daemon beside the one that it has."""
+    plugin = plugins(bucket.server)
+    plugin.allowed += ["volume vol: somebody unmounted it", "volume vol cannot be mounted: somebody unmounted"]
+    plugin.create("vol", bucket=bucket.name)
+    path = plugin.mount("vol", "run")
+    with container(path, plugin.folder / "data") as box:
+        kernel.unmount(path)
+        with pytest.raises(Refused, match=r"somebody unmounted .* while containers use it; they go on"):
+            plugin.mount("vol", "again")
+        box.run("echo still here >file")
+    plugin.unmount("vol", "run")
+    assert (plugin.mount("vol", "again") / "file").read_text() == "still here\n"
+    plugin.unmount("vol", "again")
+    plugin.until_gone("vol")
+
+
 def test_the_bare_directory_takes_no_data(plugins: Plugins, bucket: Bucket) -> None:
     plugin = plugins(bucket.server)
     plugin.create("vol", bucket=bucket.name)
