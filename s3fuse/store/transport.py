@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import trio
 
 from s3fuse.errors import BadResponse, Refused, Unavailable
+from s3fuse.store.base import Bytes
 from s3fuse.store.body import iterating
 from s3fuse.store.framing import Framing, Sink
 from s3fuse.store.wire import Broken, connect
@@ -115,6 +116,9 @@ class Transport:
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = ssl.create_default_context(cafile=ca_file) if url.scheme == "https" else None
         self._slots = trio.Semaphore(max_requests, max_value=max_requests)
+        # A body may be made of what other requests fetch: some slots are never taken by such bodies.
+        most = max(1, max_requests - max(1, max_requests // 4))
+        self._sending = trio.Semaphore(most, max_value=most)
         self._idle: list[_Connection] = []
         self._connect_timeout_s = connect_timeout_s
         self._stall_timeout_s = stall_timeout_s
@@ -144,26 +148,36 @@ class Transport:
         first and raises to refuse it. Any other body is in the answer. `head_only` ends at the head (a stream).
         A pooled connection that turns out to be closed is replaced without an error if the request is `repeatable`.
         """
-        if wait_s:
-            await self._slot(wait_s)
+        slots = self._slots_for(body) if wait_s else ()
+        await self._acquire(slots, wait_s)
         try:
             sent = await headers() if callable(headers) else headers
             request = _Request(method, _head(method, target, sent, body), body, buffers, check, head_only, stall_s)
             return await self._request(request, limit_s, repeatable)
         finally:
-            if wait_s:
-                self._slots.release()
+            for slot in slots:
+                slot.release()
 
-    async def _slot(self, wait_s: float) -> None:
+    def _slots_for(self, body: Body | None) -> tuple[trio.Semaphore, ...]:
+        return (self._slots,) if body is None or isinstance(body, Bytes) else (self._sending, self._slots)
+
+    async def _acquire(self, slots: Sequence[trio.Semaphore], wait_s: float) -> None:
+        """Takes all of them, or none. Raises NotSent after `wait_s`."""
+        taken: list[trio.Semaphore] = []
         try:
-            self._slots.acquire_nowait()
-            return
-        except trio.WouldBlock:
-            pass
-        with trio.move_on_after(wait_s):
-            await self._slots.acquire()
-            return
-        raise NotSent(f"all requests to {self.endpoint} that may run at once wait for their answers")
+            with trio.move_on_after(wait_s):
+                for slot in slots:
+                    try:
+                        slot.acquire_nowait()
+                    except trio.WouldBlock:
+                        await slot.acquire()
+                    taken.append(slot)
+            if len(taken) < len(slots):
+                raise NotSent(f"all requests to {self.endpoint} that may run at once wait for their answers")
+        except BaseException:
+            for slot in taken:
+                slot.release()
+            raise
 
     async def aclose(self) -> None:
         """Closes the idle connections; those in use close when their requests end."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pytest
 import trio
+import trio.testing
 
 from s3fuse.errors import BadResponse, Refused, Unavailable
 from s3fuse.store.base import Bytes
@@ -392,3 +393,31 @@ async def test_idle_timeout(connect: Connect) -> None:
 def test_bad_endpoints(endpoint: str) -> None:
     with pytest.raises(ValueError, match=r"endpoint|[Pp]ort"):
         Transport(endpoint)
+
+
+class Fetched:
+    """A body that another request fetches while it is sent."""
+
+    size_bytes = 5
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def chunks(self) -> AsyncIterator[Buffer]:
+        await trio.testing.wait_all_tasks_blocked()  # all bodies that can begin have begun
+        yield (await get(self._transport, 5))[1]
+
+
+@pytest.mark.parametrize("max_requests", [2, 3, 8])
+async def test_bodies_that_are_fetched_leave_room_for_what_fetches_them(connect: Connect, max_requests: int) -> None:
+    async def serve(peer: Peer) -> None:
+        while True:
+            head, _ = await peer.request()
+            await peer.send(answer(200, b"hello" if head.startswith("GET") else b""))
+
+    async with scripted(serve) as server:
+        transport = connect(server.endpoint, max_requests=max_requests)
+        with trio.fail_after(LIMIT_S):
+            async with trio.open_nursery() as nursery:
+                for _ in range(max_requests):
+                    nursery.start_soon(put, transport, Fetched(transport))
