@@ -228,13 +228,14 @@ def test_a_server_that_is_away_and_comes_back(plugins: Plugins, bucket: Bucket, 
 
 def test_what_docker_copied_and_could_not_be_uploaded_is_told(plugins: Plugins, bucket: Bucket, proxy: Proxy) -> None:
     """Docker does not look at what an Unmount says, so the Mount for the container tells it, once."""
-    plugin = plugins(proxy.server, "--unmount-timeout=2s")
+    plugin = plugins(proxy.server, "--unmount-timeout=5s")
     plugin.allowed.append("volume vol: 1 files are not in the bucket, and are tried again; the first is file")
     plugin.allowed.append("changes are still to be uploaded; that goes on")
     plugin.create("vol", bucket=bucket.name)
     path = plugin.mount("vol", "copy-up")
     proxy.fail(Fault.DENIED, "put")
     (path / "file").write_text("copied")
+    wait_for(lambda: plugin.status("vol")["last_error"], timeout_s=WAIT_S)
     plugin.unmount("vol", "copy-up")
     with pytest.raises(Refused, match=r"volume vol: 1 files are not in the bucket.*the first is file"):
         plugin.mount("vol", "run")
