@@ -112,12 +112,15 @@ def plugin(
     """Run the Docker volume plugin until told to end; the volumes stay mounted."""
     import trio
 
+    from s3fuse.credentials import check_endpoint
     from s3fuse.volume.definition import MountOptions
     from s3fuse.volume.naming import NameRule
     from s3fuse.volume.places import Places
     from s3fuse.volume.plugin import serve
     from s3fuse.volume.state import State
 
+    if endpoint:
+        check_endpoint("--endpoint", endpoint)
     # A bucket is never taken for an alias of mc.
     os.environ["MC_CONFIG_DIR"] = "/nonexistent"
     daemon.set_up_logging(log_level, log_file)

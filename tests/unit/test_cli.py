@@ -220,6 +220,12 @@ def test_paths_do_not_depend_on_the_directory(
         ("mount --endpoint http://h:x bucket M", "s3fuse: --endpoint: 'http://h:x' is not allowed; it takes http://"),
         ("mount --log-file /nowhere/log bucket M", "s3fuse: --log-file /nowhere/log cannot be written"),
         ("server --port 70000", "'--port'"),
+        (
+            "plugin --name-rule bucket",
+            "s3fuse: --name-rule: 'bucket' is not allowed; it takes BUCKET[/PREFIX] with {name}",
+        ),
+        ("plugin --endpoint http://a:b@h", "s3fuse: --endpoint has a user or a password in it"),
+        ("plugin --linger soon", "s3fuse: --linger: 'soon' is not allowed"),
         ("dance", "No such command 'dance'"),
     ],
 )
@@ -247,7 +253,7 @@ def test_help_is_quick_as_it_loads_nothing_big() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=30) == "[]\n"
 
 
-@pytest.mark.parametrize("verb", ["mount", "umount", "flush", "status", "server"])
+@pytest.mark.parametrize("verb", ["mount", "umount", "flush", "status", "server", "plugin"])
 def test_every_verb_has_help(run: Run, verb: str) -> None:
     code, text, _ = run(verb, "--help")
     assert code == 0
