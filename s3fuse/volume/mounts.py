@@ -89,6 +89,7 @@ class VolumeMount:
         self._retry_s = 0.0
         self._retry_at = 0.0
         self._poked = trio.Event()
+        self._ended: set[int] = set()
         self._starting: process.Command | None = None
 
     # -- what requests do
@@ -304,19 +305,22 @@ class VolumeMount:
         pause_s = self._pause_s()
         with trio.move_on_after(pause_s):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._until_daemon_ends, nursery.cancel_scope)
+                for pid in {self.pid, self.status.get("worker_pid")} - {None} - self._ended:
+                    nursery.start_soon(self._until_end_of, pid, nursery.cancel_scope)
                 await self._poked.wait()
                 nursery.cancel_scope.cancel()
 
-    async def _until_daemon_ends(self, scope: trio.CancelScope) -> None:
+    async def _until_end_of(self, pid: int, scope: trio.CancelScope) -> None:
+        """Cancels `scope` when a process of the mount ends: what keeps it, or what serves it."""
         try:
-            descriptor = os.pidfd_open(self.pid or 0)
-        except (OSError, ValueError):
+            descriptor = os.pidfd_open(pid)
+        except OSError:
             return
         try:
             await trio.lowlevel.wait_readable(descriptor)
         finally:
             os.close(descriptor)
+        self._ended.add(pid)  # it may stay as a zombie, where nobody looks after it
         await trio.sleep(0.2)  # the kernel, or what keeps the mount, has to notice it first
         scope.cancel()
 
@@ -349,6 +353,7 @@ class VolumeMount:
             self._put_off()
             return
         self._retry_s = self._retry_at = 0.0
+        self._ended.clear()
         self._unsure = False
         self.left_files = 0
 

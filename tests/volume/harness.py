@@ -177,6 +177,11 @@ class Plugin:
         """The process that the mount's control socket belongs to."""
         return int(control.request(self.mountpoint(name), "status")["pid"])
 
+    def serving(self, name: str) -> int:
+        """The process that answers requests: another one than `daemon` where that only keeps the mount."""
+        said = control.request(self.mountpoint(name), "status")
+        return int(said.get("worker_pid") or said["pid"])
+
     def mounted(self, name: str) -> bool:
         return kernel.mount_entry(self.mountpoint(name)) is not None
 

@@ -137,7 +137,7 @@ def test_a_daemon_that_is_killed_comes_back_with_what_it_had(
     path = plugin.mount("vol", "run")
     gate.hold()
     (path / "file").write_text("not uploaded yet")
-    pid = plugin.daemon("vol")
+    pid = plugin.serving("vol")
     if not held:
         plugin.stop(signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
@@ -149,7 +149,7 @@ def test_a_daemon_that_is_killed_comes_back_with_what_it_had(
 
     def back() -> bool:
         try:
-            return plugin.daemon("vol") != pid and (path / "file").read_text() == "not uploaded yet"
+            return plugin.serving("vol") != pid and (path / "file").read_text() == "not uploaded yet"
         except OSError:
             return False
 

@@ -142,7 +142,7 @@ def test_nothing_waits_for_a_hung_daemon(plugins: Plugins, minio_server: Server)
     plugin = plugins(minio_server)
     plugin.create("hung", bucket="hung-bucket", create_bucket="true")
     plugin.mount("hung")
-    pid = plugin.daemon("hung")
+    pid = plugin.serving("hung")
     os.kill(pid, signal.SIGSTOP)
     try:
         for _ in range(20):  # 20 waits of seconds each would not fit into this test
