@@ -305,8 +305,9 @@ class VolumeMount:
         pause_s = self._pause_s()
         with trio.move_on_after(pause_s):
             async with trio.open_nursery() as nursery:
-                for pid in {self.pid, self.status.get("worker_pid")} - {None} - self._ended:
-                    nursery.start_soon(self._until_end_of, pid, nursery.cancel_scope)
+                for pid in {self.pid, self.status.get("worker_pid")} - self._ended:
+                    if pid is not None:
+                        nursery.start_soon(self._until_end_of, int(pid), nursery.cancel_scope)
                 await self._poked.wait()
                 nursery.cancel_scope.cancel()
 
