@@ -44,6 +44,7 @@ class Driver:
         self._volumes: dict[str, VolumeMount] = {}
         #: Removed volumes whose mount is still ending, or whose data is still being purged.
         self._leaving: dict[str, trio.Event] = {}
+        self._purging: set[str] = set()
         #: Changes to the definitions come one after the other.
         self._changing = trio.Lock()
 
@@ -68,7 +69,7 @@ class Driver:
         for definition in volumes:
             self._add(definition)
         for definition in purges:
-            self._leave(self._made(definition))
+            self._leave(self._made(definition), purge=True)
         log.info("%d volumes are known", len(volumes))
         self._start(self._owe)
 
@@ -128,6 +129,8 @@ class Driver:
         if (credentials := self._options.credentials(definition)) is not None:
             self._places.credentials_file(credentials)
         async with self._changing:
+            if name in self._purging:
+                raise UserError(f"volume {name} was removed, and its data is still being purged; try again later")
             known = self._volumes.get(name)
             if known is None:
                 await trio.to_thread.run_sync(self._state.save, definition)
@@ -146,10 +149,11 @@ class Driver:
         async with self._changing:
             volume = self._volume(arguments)
             await volume.check_removable()
-            await trio.to_thread.run_sync(self._state.remove, volume.definition)
+            purge = self._may_purge(volume.definition)
+            await trio.to_thread.run_sync(self._state.remove, volume.definition, purge)
             del self._volumes[volume.definition.name]
         log.info("volume %s is removed", volume.definition.name)
-        self._leave(volume, running=True)
+        self._leave(volume, purge=purge, running=True)
         return {}
 
     async def _mount(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -182,20 +186,37 @@ class Driver:
 
     # -- removed volumes
 
-    def _leave(self, volume: VolumeMount, *, running: bool = False) -> None:
+    def _may_purge(self, definition: Definition) -> bool:
+        """Whether the data of a volume goes with it: what another volume has, too, stays for that one."""
+        ours = f"{definition.place}/"
+        for other in self._volumes.values() if definition.purge else ():
+            theirs = f"{other.definition.place}/"
+            if other.definition.name != definition.name and (theirs.startswith(ours) or ours.startswith(theirs)):
+                log.warning(
+                    "the data of the removed volume %s is not purged: volume %s has %s",
+                    definition.name,
+                    other.definition.name,
+                    other.definition.place,
+                )
+                return False
+        return definition.purge
+
+    def _leave(self, volume: VolumeMount, *, purge: bool, running: bool = False) -> None:
         """Ends the mount of a removed volume, cleans its cache up and purges its data if that was asked for."""
         name = volume.definition.name
+        if purge:
+            self._purging.add(name)
         before = self._leaving.get(name)
         self._leaving[name] = left = trio.Event()
         volume.retire()
         if not running:
             self._start(self._run, volume, before)
-        self._start(self._finish, volume, left)
+        self._start(self._finish, volume, left, purge)
 
-    async def _finish(self, volume: VolumeMount, left: trio.Event) -> None:
+    async def _finish(self, volume: VolumeMount, left: trio.Event, purge: bool) -> None:
         await volume.retired.wait()
         definition = volume.definition
-        if definition.purge:
+        if purge:
             await self._purge(definition)
         if not definition.ephemeral and volume.cache_directory.is_dir():
             try:
@@ -221,6 +242,7 @@ class Driver:
             await trio.sleep(pause_s)
             pause_s = min(most_s, pause_s * 2)
         await trio.to_thread.run_sync(self._state.purged, definition)
+        self._purging.discard(definition.name)
         log.info("the data of the removed volume %s, %s, is purged", definition.name, definition.place)
 
 

@@ -103,14 +103,14 @@ class State:
         except OSError as error:
             raise UserError(f"the definition {path} cannot be written: {error.strerror}") from None
 
-    def remove(self, definition: Definition) -> None:
-        """Returns when the volume is gone from the disk, save that its data is still to be purged (blocks).
+    def remove(self, definition: Definition, purge: bool) -> None:
+        """Returns when the volume is gone from the disk, save that with `purge` its data is still to go (blocks).
 
         Raises UserError.
         """
         path = self._path(definition.name)
         try:
-            if definition.purge:
+            if purge:
                 path.replace(path.with_suffix(_PURGE))
             else:
                 path.unlink(missing_ok=True)

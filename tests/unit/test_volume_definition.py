@@ -211,8 +211,8 @@ def test_a_removed_volume_is_kept_until_its_data_is_purged(tmp_path: Path) -> No
     with State(tmp_path).opened() as state:
         state.save(kept)
         state.save(purged)
-        state.remove(kept)
-        state.remove(purged)
+        state.remove(kept, False)
+        state.remove(purged, True)
         assert state.load() == ([], [purged])
         state.purged(purged)
         assert state.load() == ([], [])

@@ -204,6 +204,29 @@ def test_purge(plugins: Plugins, server: Server, buckets: Callable[..., Bucket])
     assert bucket.keys() == {"gone-but-not-mine", "kept/dir/", "kept/dir/file"}
 
 
+def test_a_purge_never_takes_what_is_another_volumes(plugins: Plugins, bucket: Bucket) -> None:
+    for key in ("a/b/x", "a/bb/x", "x"):
+        bucket.put(key, b"x")
+    plugin = plugins(bucket.server)
+    plugin.allowed += [
+        "of the removed volume part is not purged: volume whole has",
+        "volume twin is not purged: volume w",
+    ]
+    plugin.create("whole", bucket=bucket.name, purge="true")
+    plugin.create("twin", bucket=bucket.name, purge="true")
+    plugin.create("part", bucket=bucket.name, prefix="a/b", purge="true")
+    plugin.call("Remove", Name="part")
+    plugin.call("Remove", Name="twin")
+    plugin.create("beside", bucket=bucket.name, prefix="c", purge="true")
+    plugin.call("Remove", Name="beside")
+    plugin.allowed.append("of the removed volume beside is not purged: volume whole has")
+    plugin.create("twin", bucket=bucket.name)
+    plugin.call("Remove", Name="twin")
+    assert bucket.keys() == {"a/b/x", "a/bb/x", "x"}
+    plugin.call("Remove", Name="whole")
+    wait_for(lambda: not bucket.keys(), timeout_s=WAIT_S)
+
+
 def test_a_purge_that_cannot_be_done_now_is_done_later(plugins: Plugins, bucket: Bucket) -> None:
     bucket.put("file", b"x")
     plugin = plugins(bucket.server)
@@ -217,6 +240,8 @@ def test_a_purge_that_cannot_be_done_now_is_done_later(plugins: Plugins, bucket:
     plugin.allowed.append("the data of the removed volume vol is not purged yet: credentials file")
     plugin.call("Remove", Name="vol")
     wait_for(lambda: "is not purged yet" in plugin.log_text(), timeout_s=WAIT_S)
+    with pytest.raises(Refused, match="its data is still being purged"):
+        plugin.create("vol", bucket=bucket.name)
     assert plugin.names() == set()
     assert bucket.keys() == {"file"}
     plugin.stop()
