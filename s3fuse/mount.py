@@ -157,7 +157,10 @@ class Mount:
         inodes = Inodes(config.prefix, root)
         inodes.root.attributes_known = False
         changes = Changes(inodes, self.journal)
-        directories = Directories(inodes, self.store, defaults, config.attr_ttl_s)
+        can = self.capabilities
+        directories = Directories(
+            inodes, self.store, defaults, config.attr_ttl_s, lists_metadata=can.list_metadata and can.marker_metadata
+        )
         folder = None if config.ephemeral else self.journal.directory
         staging = MemoryStaging(self.journal) if folder is None else Staging(folder / "staging", self.journal)
         syncer = Syncer(self.store, inodes, changes, directories, workers=max(2, config.max_requests // 2))

@@ -60,9 +60,12 @@ class _Loading:
 class Directories:
     """Finds and refreshes inodes. All methods raise StoreError where the store cannot be asked."""
 
-    def __init__(self, inodes: Inodes, store: Store, defaults: attrs.Defaults, ttl_s: float) -> None:
+    def __init__(
+        self, inodes: Inodes, store: Store, defaults: attrs.Defaults, ttl_s: float, *, lists_metadata: bool
+    ) -> None:
         self.inodes = inodes
         self.store = store
+        self.lists_metadata = lists_metadata
         self._merge = Merge(inodes, defaults, ttl_s)
         self.defaults = defaults
         self.ttl_s = ttl_s
@@ -202,7 +205,30 @@ class Directories:
                 raise first_failure(group) from None
 
     async def learn(self, inode: Inode) -> None:
-        """Fetches metadata by HEAD. A directory without a marker gets the defaults; a file that is gone is detached."""
+        """Fetches metadata. A directory without a marker gets the defaults; what is gone is detached."""
+        if self.lists_metadata and inode.is_directory and inode.parent is not None:
+            await self._learn_directory(inode)
+        else:
+            await self._learn_by_head(inode)
+
+    async def _learn_directory(self, inode: Inode) -> None:
+        """By a listing, which tells a directory without a marker from nothing at all.
+
+        MinIO may show a deleted object as a prefix for ever, where a race or a crash left its folder on the disk.
+        """
+        started = time.monotonic()
+        key = self.inodes.object_key(inode)
+        page = await self.store.list_page(key, limit=1)
+        marker = next((info for info in page.objects if info.key == key), None)
+        if marker is not None:
+            self._merge.marker(inode, marker, started)
+        elif page.objects or page.prefixes or inode.children or not self._merge.believable(inode, started):
+            inode.learned(None)
+            inode.valid_until = started + self.ttl_s
+        else:
+            self._merge.vanish(inode)
+
+    async def _learn_by_head(self, inode: Inode) -> None:
         started = time.monotonic()
         key = self.inodes.object_key(inode)
         try:

@@ -638,6 +638,25 @@ async def test_a_file_that_was_removed_is_no_directory(bench: Bench, how: str) -
         assert not await rig.exists("f")
 
 
+async def test_what_minio_shows_as_a_prefix_for_ever_is_no_directory(bench: Bench) -> None:
+    """After a new start nobody knows that there was a file; the name can be used again."""
+    store = bench.store = Ghosts()
+    await bench.upload("d/g", b"data")
+    store.ghosts = {"f", "h"}
+    rig = await bench.rig()
+    assert not await rig.exists("f")
+    assert (await rig.walk("d")).is_directory
+    await rig.core.directories.learn_all(await rig.names.entries(await rig.walk("")))
+    assert await rig.ls() == ["d"]
+    store.ghosts = {"h"}
+    await rig.put("f", b"again")
+    await rig.drained()
+    assert await rig.cat("f") == b"again"
+    await rig.mkdir("h")
+    await rig.drained()
+    assert sorted(await rig.ls()) == ["d", "f", "h"]
+
+
 async def test_a_file_that_becomes_a_directory_elsewhere_is_seen(bench: Bench) -> None:
     await bench.upload("f", b"data")
     rig = await bench.rig(ttl_s=0.0)

@@ -102,7 +102,7 @@ def test_stat_of_a_deep_path(server: Server, mounts: Mounts, buckets: Callable[.
     with counted(mount) as made:
         assert os.stat(mount.path / key).st_size == 4
     # SeaweedFS does not say what is missing when a HEAD finds nothing (here: metadata kept apart); a listing does.
-    assert made["list"] <= {"minio": 11, "seaweedfs": 21}[server.kind]
+    assert made["list"] <= {"minio": 22, "seaweedfs": 21}[server.kind]
     assert sum(made.values()) <= {"minio": 22, "seaweedfs": 43}[server.kind]
     with counted(mount) as made:
         assert os.stat(mount.path / key).st_size == 4
@@ -122,8 +122,8 @@ def test_long_listing(server: Server, mounts: Mounts, buckets: Callable[..., Buc
         lines = run("ls", "-l", mount.path / "d").stdout.splitlines()
     assert len(lines) == 101
     assert all(line.startswith("-rw-------") for line in lines[1:])
-    assert made["list"] <= {"minio": 2, "seaweedfs": 3}[server.kind]
-    assert made["head"] <= {"minio": 1, "seaweedfs": 102}[server.kind]
+    assert made["list"] <= 3
+    assert made["head"] <= {"minio": 0, "seaweedfs": 102}[server.kind]
     assert set(made) <= {"list", "head"}
     with counted(mount) as made:
         run("ls", "-lR", mount.path / "d")
@@ -131,13 +131,14 @@ def test_long_listing(server: Server, mounts: Mounts, buckets: Callable[..., Buc
 
 
 def test_names_alone(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
-    """A thousand names are two listings on any server, when nobody asks for more than names."""
+    """Hundreds of names are two listings and a look for the marker on any server, when nobody asks for more."""
     bucket = buckets(server)
     bucket.each(lambda n: bucket.put(f"d/file{n}", b""), range(300))
     mount = mounts.new(server, *LONG, bucket=bucket.name)
     with counted(mount) as made:
         assert len(run("ls", "-U", "--color=never", mount.path / "d").stdout.split()) == 300
-    assert made["list"] <= {"minio": 2, "seaweedfs": 3}[server.kind]  # see the deep path
+    assert made["list"] <= 3  # see the deep path
+    assert made["head"] <= {"minio": 0, "seaweedfs": 302}[server.kind]  # the kernel asks for attributes, too
 
 
 def test_delete_of_a_tree(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
