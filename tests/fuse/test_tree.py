@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.fuse.harness import run, sha256
+from tests.servers import minio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -126,3 +127,27 @@ def test_objects_without_directory_markers(server: Server, mounts: Mounts, bucke
             found[str(path.relative_to(mount.path))] = sha256(path)
     assert found == {key: hashlib.sha256(body).hexdigest() for key, body in bodies.items()}
     assert bucket.keys() == set(bodies)  # looking makes no markers
+
+
+def test_the_folder_of_a_deleted_object_on_the_servers_disk_is_no_directory(
+    tmp_path: Path, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
+    """MinIO lists it as a prefix for ever, with nothing below."""
+    (tmp_path / "server").mkdir()
+    with minio(tmp_path / "server") as server:
+        bucket = buckets(server)
+        bucket.put("d/f", bytes(300_000))
+        (folder,) = (tmp_path / "server").rglob("d/f")
+        for path in [folder / "xl.meta", *folder.rglob("part.*")]:
+            path.unlink()
+        bucket.put("d/real/x", b"")
+        assert {item.object_name for item in bucket.client.list_objects(bucket.name, prefix="d/")} == {
+            "d/f/",
+            "d/real/",
+        }
+        mount = mounts.new(server, bucket=bucket.name)
+        assert os.listdir(mount.path / "d") == ["real"]
+        (mount.path / "d/f").write_bytes(b"again")
+        mount.flush()
+        assert bucket.get("d/f") == b"again"
+        mount.stop()
