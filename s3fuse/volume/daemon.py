@@ -20,6 +20,12 @@ STATUS_S = 5.0
 UMOUNT_S = 60.0
 
 
+#: A daemon that has answered to umount is about to end.
+ENDED_S = 30.0
+#: Threads that may wait for daemons: as many as there may be volumes, so that no hung one keeps others waiting.
+WAITING = trio.CapacityLimiter(1000)
+
+
 class NotFlushed(Exception):
     """Not all is in the bucket; the text says what is not, and why."""
 
@@ -50,6 +56,11 @@ async def umount(mountpoint: Path) -> None:
     await _ask(mountpoint, "umount", UMOUNT_S, lambda message: None)
 
 
+async def ended(pid: int) -> None:
+    """Returns when the process has ended, at the latest after `ENDED_S`."""
+    await trio.to_thread.run_sync(control.wait_for_end, pid, ENDED_S, abandon_on_cancel=True, limiter=WAITING)
+
+
 async def _ask(
     mountpoint: Path, verb: str, timeout_s: float, on_progress: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
@@ -64,4 +75,4 @@ async def _ask(
     def ask() -> dict[str, Any]:
         return control.request(mountpoint, verb, on_progress=progress, timeout_s=max(0.1, timeout_s))
 
-    return await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+    return await trio.to_thread.run_sync(ask, abandon_on_cancel=True, limiter=WAITING)

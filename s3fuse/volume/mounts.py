@@ -147,7 +147,7 @@ class VolumeMount:
             if await self.holders.have(self.device):
                 raise UserError(f"volume {name} is in use by a container")
             with trio.move_on_after(0.05):
-                await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(self._ask, abandon_on_cancel=True, limiter=daemon.WAITING)
         if self.state == "unmounted" and self._unsure:
             raise UserError(
                 f"volume {name} is not removed: its mount ended by itself, and what waits for upload is not known yet; "
@@ -235,7 +235,7 @@ class VolumeMount:
     async def _look(self) -> None:
         """Finds out what is mounted, whoever mounted or unmounted it, and what its daemon says."""
         before = self.state
-        await trio.to_thread.run_sync(self._look_at_mount)
+        await trio.to_thread.run_sync(self._look_at_mount, abandon_on_cancel=True, limiter=daemon.WAITING)
         self._looked_at = time.monotonic()
         if self.state == "mounted":
             if before == "unmounted":
@@ -278,7 +278,9 @@ class VolumeMount:
 
     async def _see_what_is_left(self) -> None:
         """What waits in the cache directory of a mount that ended by itself, and whose daemon may still drain."""
-        draining = await trio.to_thread.run_sync(control.draining, self.cache_directory)
+        draining = await trio.to_thread.run_sync(
+            control.draining, self.cache_directory, abandon_on_cancel=True, limiter=daemon.WAITING
+        )
         if draining is not None:
             self.left_files = int(draining["pending"]["files"])
             return
@@ -429,7 +431,7 @@ class VolumeMount:
         except (OSError, ValueError) as error:
             log.warning("volume %s: its daemon did not answer to umount: %s", self.definition.name, error)
         if pid is not None:
-            await trio.to_thread.run_sync(control.wait_for_end, pid, 30.0, abandon_on_cancel=True)
+            await daemon.ended(pid)
         if not await trio.to_thread.run_sync(kernel.mount_entry, self.mountpoint):
             self._set_unmounted()
             self._unsure = self.left_files > 0
