@@ -18,7 +18,7 @@ MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
 FSX_VERSION := 0.3.2
 
 DEMO_PACKAGES := fuse3 libfuse3-dev pkg-config gcc
-PACKAGES := $(DEMO_PACKAGES) rsync s3fs sqlite3 git attr
+PACKAGES := $(DEMO_PACKAGES) rsync s3fs sqlite3 git attr busybox-static docker-compose iproute2
 
 S3FUSE := .venv/bin/s3fuse
 GO_PATH := $(PATH):/usr/local/go/bin
@@ -56,8 +56,10 @@ help:
 
 setup: .venv/.for-tests .tools/.minio-$(MINIO_VERSION) .tools/.fsx-$(FSX_VERSION)
 
+# A dockerd that is there, whosever it is, is taken; the tests start their own of it, apart from the machine.
 packages:
 	@$(call install,$(PACKAGES))
+	PATH="$$PATH:/usr/sbin" command -v dockerd >/dev/null || { $(call install,docker.io); }
 
 demo-packages:
 	@$(call install,$(DEMO_PACKAGES))

@@ -26,7 +26,7 @@ from s3fuse.store.s3 import S3Store
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Server", "bucket_name", "minio", "minio_server", "seaweedfs", "seaweedfs_server"]
+__all__ = ["Server", "bucket_name", "minio", "minio_binary", "minio_server", "seaweedfs", "seaweedfs_server"]
 
 _ROOT = Path(__file__).parents[1]
 _START_S = 60.0
@@ -73,7 +73,7 @@ def minio(directory: Path, *, port: int = 0) -> Iterator[Server]:
         # Everything it would keep in the home directory.
         "HOME": str(directory),
     }
-    command = [_minio_binary(), "server", str(directory / "data"), "--address", f"127.0.0.1:{port}"]
+    command = [str(minio_binary()), "server", str(directory / "data"), "--address", f"127.0.0.1:{port}"]
     endpoint = f"http://127.0.0.1:{port}"
     # Not /minio/health/ready: a request just after that may be told to come again in 60 s (XMinioServerNotInitialized).
     with _running(command, directory, environment, f"{endpoint}/") as pid:
@@ -111,11 +111,12 @@ def bucket_name() -> str:
     return f"test-{secrets.token_hex(6)}"
 
 
-def _minio_binary() -> str:
+def minio_binary() -> Path:
+    """Where make setup has put MinIO's server."""
     path = Path(os.environ.get("MINIO_BIN") or _ROOT / ".tools/bin/minio")
     if not os.access(path, os.X_OK):
         pytest.fail(f"MinIO's server is not at {path}: run make setup", pytrace=False)
-    return str(path)
+    return path
 
 
 def _free_port() -> int:

@@ -1,0 +1,54 @@
+"""A volume's bucket is copied as docker/README.md says, and a volume on the copy has the same tree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.docker.documents import commands
+from tests.docker.test_copyup import RUN, check_tree, seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.docker.node import Node
+    from tests.docker.plugin import Plugin
+    from tests.fuse.harness import Bucket
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def test_rsync_and_rclone(
+    nodes: Callable[..., Node], plugins: Callable[..., Plugin], bucket: Bucket, buckets: Callable[..., Bucket]
+) -> None:
+    node = nodes("seeded")
+    plugin = plugins(node, bucket.server)
+    plugin.create("vol", bucket.name)
+    node.docker(*RUN, "-v", "vol:/data", "seeded", "true")
+    original = seen(node, "vol")
+
+    # There by rsync, and back from there.
+    where = bucket.server.environment
+    there, back = f"{bucket.name}-there", f"{bucket.name}-back"
+    node.script("mkdir /mnt/from /mnt/to")
+    for source, copy in ((bucket.name, there), (there, back)):
+        node.script(commands("docker/README.md", "rsync"), env=where | {"BUCKET": source, "BACKUP": copy})
+    plugin.create("back", back)
+    check_tree(node, "back")
+
+    copy = buckets(bucket.server)
+    settings = {"BUCKET": bucket.name, "BACKUP": copy.name}
+    for name in ("FROM", "TO"):
+        settings[f"RCLONE_CONFIG_{name}_TYPE"] = "s3"
+        settings[f"RCLONE_CONFIG_{name}_PROVIDER"] = "Minio"
+        settings[f"RCLONE_CONFIG_{name}_ENDPOINT"] = bucket.server.endpoint
+        settings[f"RCLONE_CONFIG_{name}_ACCESS_KEY_ID"] = bucket.server.access_key
+        settings[f"RCLONE_CONFIG_{name}_SECRET_ACCESS_KEY"] = bucket.server.secret_key
+    node.script(commands("docker/README.md", "rclone"), env=settings)
+    plugin.create("copy", copy.name)
+    copied = seen(node, "copy")
+    assert copied.keys() == original.keys()
+    folders = {path for path, about in original.items() if about.startswith("4")}
+    assert {path for path in original if copied[path] != original[path]} <= folders
+    plugin.wait_until_idle()
