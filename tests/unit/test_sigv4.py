@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from urllib.parse import SplitResult, quote, urlencode
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from minio.credentials.credentials import Credentials
 from minio.signer import sign_v4_s3
@@ -17,6 +17,7 @@ NAMES = st.text("abcdefghijklmnopqrstuvwxyz-ABC", min_size=1, max_size=12)
 VALUES = st.text("abc XYZ/=,;:0123", max_size=20)
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["GET", "PUT", "HEAD", "POST", "DELETE"]),
     TEXT,

@@ -121,7 +121,7 @@ def test_nothing_waits_for_a_server_that_says_nothing(plugins: Plugins, silent: 
     with ThreadPoolExecutor() as pool:
         mounting = pool.submit(plugin.mount, "vol")
         wait_for(lambda: plugin.status("vol")["state"] == "starting", timeout_s=WAIT_S)
-        for _ in range(5):
+        for _ in range(2):
             plugin.call("Plugin.Activate")
             plugin.call("Capabilities")
             plugin.call("List")
