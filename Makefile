@@ -12,6 +12,7 @@ BUCKET ?= demo
 MINUTES ?= 30
 MNT ?= /mnt/s3fuse-demo
 KILLS ?= 100
+RESTARTS ?= 20
 SEED ?= 1
 
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
@@ -41,7 +42,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup packages demo-packages demo demo-stop test crash limits soak check bench bench-report clean
+.PHONY: help setup packages demo-packages demo demo-stop test crash kills limits soak check bench bench-report clean
 
 help:
 	@echo "make setup      everything for work on s3fuse: packages, .venv, MinIO's server, fsx"
@@ -162,6 +163,9 @@ bench-report: .venv/.for-bench
 
 crash: setup
 	@.venv/bin/python -m tests.crash --kills "$(KILLS)" --seed "$(SEED)"
+
+kills: setup
+	@PYTHONPATH="$(CURDIR)" .venv/bin/python -m tests.keeper --kills "$(KILLS)" --restarts "$(RESTARTS)" --seed "$(SEED)"
 
 limits: setup
 	@S3FUSE_TEST_LIMIT_BYTES=$$((4 << 30)) .venv/bin/pytest -q tests/fuse/test_limits.py -k minio

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -123,9 +124,11 @@ class Place:
         """Ends whatever is left of it."""
         if self._mounted():
             subprocess.run(["umount", "-l", str(self.path)], check=False, capture_output=True, timeout=30)
-        for pid in processes.marked(self.mark):
-            with suppress(ProcessLookupError):
-                os.kill(pid, 9)
+        marked = processes.marked(self.mark)
+        for number in (signal.SIGSTOP, signal.SIGKILL):  # stopped first: one that keeps another would start it again
+            for pid in marked:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
         processes.wait_for_end(self.mark, 10)
         self._reap()
 

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,18 @@ from s3fuse import __version__, config, control, daemon, kernel
 from s3fuse.cachecmd import cache
 from s3fuse.errors import ExitCode, UserError
 from s3fuse.mountpoint import share
-from s3fuse.options import FilePath, GroupedCommand, Mode, Mountpoint, Seconds, Size, default_umask, from_fstab, grouped
+from s3fuse.options import (
+    FilePath,
+    GroupedCommand,
+    Mode,
+    Mountpoint,
+    Seconds,
+    Size,
+    default_umask,
+    from_fstab,
+    grouped,
+    parse_fstab,
+)
 from s3fuse.plugincmd import plugin, plugin_purge
 
 if TYPE_CHECKING:
@@ -28,6 +39,8 @@ if TYPE_CHECKING:
 WHERE = click.Choice(["local", "upload"])
 LINKS = click.Choice(["refuse", "copy"])
 LEVELS = click.Choice(["debug", "info", "warning", "error"])
+#: How long another process may take to go on with a mount.
+RESTART_S = 60.0
 #: What to do about a dead daemon's mount.
 DEAD = "mount the bucket there again, which uploads what waits, or end it with s3fuse umount"
 
@@ -75,6 +88,7 @@ run_option = grouped("Running it")
 @run_option("--nonempty", is_flag=True, help="Mount over a directory that is not empty.")
 @run_option("--shared", is_flag=True, help="Prepare the mountpoint for containers: see README.")
 @run_option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@run_option("--restart-above", type=Size(), default="0", metavar="SIZE", help="Restart when memory exceeds this.")
 @run_option("--log-file", type=FilePath(), help="Where the daemon writes its log.")
 @run_option("--log-level", type=LEVELS, default="info", show_default=True, help="What the log holds.")
 @run_option(
@@ -91,19 +105,16 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, shared: bool, **optio
     settings = config.MountConfig.from_options(bucket, mountpoint, options)
     log_file = settings.log_file or (None if foreground else _default_log(settings))
     daemon.set_up_logging(settings.log_level, log_file)
-    from s3fuse import mount as mounting
-
-    serve = partial(mounting.serve, settings)
     try:
         if shared:
             share(mountpoint)
         _wait_for_drain(settings)
-        code = serve(lambda: None) if foreground else daemon.run_in_background(serve, str(log_file))
+        settings = replace(settings, log_file=log_file)
+        daemon.start_keeper(settings, daemon.WORKER, str(log_file), foreground=foreground)
     except UserError:
-        if log_file is not None and not log_file.stat().st_size:
+        if log_file is not None and log_file.exists() and not log_file.stat().st_size:
             log_file.unlink()  # a failed mount leaves nothing behind
         raise
-    sys.exit(code)
 
 
 def _default_log(settings: config.MountConfig) -> Path:
@@ -258,6 +269,37 @@ def flush(mountpoint: Path) -> None:
         )
         _list(result["failed"])
         sys.exit(ExitCode.FAILED)
+
+
+@cli.command()
+@click.argument("mountpoint", type=Mountpoint())
+@click.option("-o", "changed", multiple=True, metavar="a,b=c", help="Options of mount that are to change.")
+@click.pass_context
+def restart(ctx: click.Context, mountpoint: Path, changed: tuple[str, ...]) -> None:
+    """Replace the mount's process by the version installed now; programs on the mount wait a moment."""
+    changes = config.by_field(parse_fstab(ctx, mount, changed))
+    paths = {name: str(value) for name, value in changes.items() if isinstance(value, Path)}
+    try:
+        before = control.request(mountpoint, "restart", timeout_s=60, changes=changes | paths)["worker_pid"]
+        process = _wait_for_successor(mountpoint, before)
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise _not_mounted(mountpoint) from None
+    except OSError:
+        raise _no_answer(mountpoint) from None
+    click.echo(f"{mountpoint} goes on in another process; it paused for {process['last_pause_s']:.2f} s", err=True)
+
+
+def _wait_for_successor(mountpoint: Path, before: int) -> dict[str, Any]:
+    """What the process after `before` says of itself. Raises UserError where that one stays."""
+    end = time.monotonic() + RESTART_S
+    while time.monotonic() < end:
+        status = control.request(mountpoint, "status", timeout_s=60)
+        if status["worker_pid"] != before and status["process"]["last_pause_s"] is not None:
+            return dict(status["process"])
+        if status["process"]["last_refusal"]:
+            raise UserError(f"no other process can go on with {mountpoint}: {status['process']['last_refusal']}")
+        time.sleep(0.02)
+    raise UserError(f"{mountpoint} has not been taken over within {RESTART_S:.0f} s; see its log")
 
 
 @cli.command()

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -89,6 +89,22 @@ def parse_place(text: str) -> Place:
     return Place(alias, first, "".join(f"{part}/" for part in parts))
 
 
+#: Options whose names in `MountConfig` tell the unit.
+_FIELDS = {
+    "cache_size": "cache_size_bytes",
+    "memory": "memory_bytes",
+    "dirty_size": "dirty_size_bytes",
+    "restart_above": "restart_above_bytes",
+    "drain_timeout": "drain_timeout_s",
+    "attr_ttl": "attr_ttl_s",
+}
+
+
+def by_field(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `s3fuse mount` by their names in `MountConfig`."""
+    return {_FIELDS.get(name, name): value for name, value in options.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class MountConfig:
     """Everything that one mount needs to know. `prefix` is empty or ends with "/"."""
@@ -121,6 +137,7 @@ class MountConfig:
     allow_other: bool = True
     nonempty: bool = False
     create_bucket: bool = False
+    restart_above_bytes: int = 0
     log_file: Path | None = None
     log_level: str = "warning"
 
@@ -139,20 +156,16 @@ class MountConfig:
         """The configuration that these arguments and options of `s3fuse mount` ask for. Raises UserError."""
         place, named = parse_place(bucket), dict(options)
         umask, ca_file = named.pop("umask"), named.pop("ca_file")
+        named["dirty_size"] = named["dirty_size"] or (256 << 20 if named["ephemeral"] else 4 << 30)
         return cls(
             mountpoint=mountpoint,
             bucket=place.bucket,
             prefix=place.prefix,
             alias=place.alias,
-            cache_size_bytes=named.pop("cache_size"),
-            memory_bytes=named.pop("memory"),
-            dirty_size_bytes=named.pop("dirty_size") or (256 << 20 if named["ephemeral"] else 4 << 30),
-            drain_timeout_s=named.pop("drain_timeout"),
             ca_file=ca_file and str(ca_file),
-            attr_ttl_s=named.pop("attr_ttl"),
             file_mode=named.pop("file_mode") & ~umask,
             dir_mode=named.pop("dir_mode") & ~umask,
-            **named,
+            **by_field(named),
         )
 
     @staticmethod
@@ -166,6 +179,25 @@ class MountConfig:
             return self.cache_dir
         identity = f"{endpoint}/{self.bucket}/{self.prefix}"
         return cache_root() / f"{self.bucket}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+_PATHS = ("mountpoint", "credentials_file", "cache_dir", "log_file")
+
+
+def to_json(config: MountConfig) -> dict[str, Any]:
+    """The options as JSON has them: they hold no secrets."""
+    return {
+        name: str(value) if name in _PATHS and value is not None else value for name, value in asdict(config).items()
+    }
+
+
+def from_json(options: dict[str, Any]) -> MountConfig:
+    """What `to_json` gave. Options that this version does not know are left out."""
+    known = {name: value for name, value in options.items() if name in MountConfig.__dataclass_fields__}
+    for name in _PATHS:
+        if known.get(name) is not None:
+            known[name] = Path(known[name])
+    return MountConfig(**known)
 
 
 def cache_root() -> Path:

@@ -17,11 +17,11 @@ import stat
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import trio
 
-from s3fuse.errors import ExitCode, StoreError, UserError
+from s3fuse.errors import ExitCode, StoreError, UserError, first
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_REQUEST_BYTES = 64 << 10
+#: How often a request is sent to a mount whose processes end before they answer.
+TRIES = 5
 
 
 def runtime_dir() -> Path:
@@ -60,54 +62,98 @@ def _locked(folder: Path) -> Iterator[None]:
 # -- the daemon's side
 
 
+class Door(NamedTuple):
+    """The listening socket of a mount, and the inode of its name in the runtime directory."""
+
+    listener: socket.socket
+    inode: int
+
+
 async def serve(
+    door: Door,
     mountpoint: Path,
-    about: dict[str, Any],
     handlers: Mapping[str, Handler],
     stopping: trio.Event,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Answers requests until `stopping`, and those that came before it to their end.
+    """Answers requests until `stopping`, and those that came before it to their end; then the socket goes.
 
-    Started (in trio's sense) once the socket takes connections.
+    Started (in trio's sense) once it answers. Cancelled, it leaves the socket to another process.
     """
     path = socket_path(mountpoint)
-    folder = path.parent
+    task_status.started()
+    async with trio.open_nursery() as answering, trio.open_nursery() as listening:
+        listening.start_soon(
+            partial(
+                trio.serve_listeners,
+                partial(_answer, handlers=handlers),
+                [trio.SocketListener(trio.socket.from_stdlib_socket(door.listener))],
+                handler_nursery=answering,
+            )
+        )
+        await stopping.wait()
+        listening.cancel_scope.cancel()
+    with suppress(FileNotFoundError), _locked(path.parent):
+        if path.stat().st_ino == door.inode:  # else another mount has taken the mountpoint while we drained
+            path.unlink()
+            path.with_suffix(".json").unlink()
+
+
+def make_runtime_dir() -> None:
+    """Raises UserError where the runtime directory is not ours alone."""
+    folder = runtime_dir()
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     status = folder.stat()
     if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise UserError(f"{folder} must belong to this user with mode 0700; remove it and mount again")
-    listener = trio.socket.from_stdlib_socket(_listen(path, about))
-    ours = path.stat().st_ino
-    task_status.started()
-    try:
-        async with trio.open_nursery() as answering, trio.open_nursery() as listening:
-            listening.start_soon(
-                partial(
-                    trio.serve_listeners,
-                    partial(_answer, handlers=handlers),
-                    [trio.SocketListener(listener)],
-                    handler_nursery=answering,
-                )
-            )
-            await stopping.wait()
-            listening.cancel_scope.cancel()
-    finally:
-        with suppress(FileNotFoundError), _locked(folder):
-            if path.stat().st_ino == ours:  # else another mount has taken the mountpoint while we drained
-                path.unlink()
-                path.with_suffix(".json").unlink()
 
 
-def _listen(path: Path, about: dict[str, Any]) -> socket.socket:
-    """Takes the place of a dead daemon's socket, if there is one, and says whose it is now."""
+def session_path(mountpoint: Path, pid: int) -> Path:
+    """Where the session of a new mount is kept, whose process that lives is `pid`; those of dead ones go."""
+    make_runtime_dir()
+    path = socket_path(mountpoint)
+    for left in path.parent.glob(f"{path.stem}.*.session*"):
+        owner = left.name.split(".")[1]
+        if not owner.isdigit() or not Path(f"/proc/{owner}").exists():
+            left.unlink(missing_ok=True)
+    return path.parent / f"{path.stem}.{pid}.session"
+
+
+def open_door(mountpoint: Path, about: dict[str, Any]) -> Door:
+    """A new control socket, in the place of a dead daemon's, and a file beside it that says whose it is.
+
+    Raises UserError.
+    """
+    path = socket_path(mountpoint)
+    make_runtime_dir()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     with _locked(path.parent):
         path.unlink(missing_ok=True)
         listener.bind(str(path))
         listener.listen(16)
-        path.with_suffix(".json").write_text(json.dumps(about))
-    return listener
+        _say_whose(path, about)
+        return Door(listener, path.stat().st_ino)
+
+
+def take_door(mountpoint: Path, about: dict[str, Any], descriptor: int, inode: int) -> Door:
+    """The control socket that an earlier process of the mount has opened."""
+    door = Door(socket.socket(fileno=descriptor), inode)
+    say_anew(mountpoint, about, door)
+    return door
+
+
+def say_anew(mountpoint: Path, about: dict[str, Any], door: Door) -> None:
+    """Says anew whose the control socket is, unless another mount has the mountpoint by now."""
+    path = socket_path(mountpoint)
+    with suppress(FileNotFoundError), _locked(path.parent):
+        if path.stat().st_ino == door.inode:
+            _say_whose(path, about)
+
+
+def _say_whose(path: Path, about: dict[str, Any]) -> None:
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(about))
+    part.replace(path.with_suffix(".json"))
 
 
 async def _answer(stream: trio.SocketStream, *, handlers: Mapping[str, Handler]) -> None:
@@ -141,21 +187,13 @@ async def _handled(handler: Handler, request: dict[str, Any], progress: Progress
     except* (trio.BrokenResourceError, trio.ClosedResourceError):
         raise
     except* (UserError, StoreError) as group:
-        error = _first(group)
+        error = first(group)
         code = error.exit_code if isinstance(error, UserError) else ExitCode.FAILED
         answer = {"error": str(error), "exit_code": int(code)}
     except* Exception as group:
         log.exception("%s failed", request["verb"])
-        answer = {"error": f"{request['verb']} failed: {_first(group)!r}", "exit_code": int(ExitCode.FAILED)}
+        answer = {"error": f"{request['verb']} failed: {first(group)!r}", "exit_code": int(ExitCode.FAILED)}
     return answer
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
-    """The first exception of a group whose nurseries may be nested."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 async def _receive(stream: trio.SocketStream) -> dict[str, Any]:
@@ -183,23 +221,37 @@ def request(
     timeout_s: float | None = 10.0,
     **arguments: Any,
 ) -> dict[str, Any]:
-    """Asks the daemon of a mount and gives its result.
+    """Asks the daemon of a mount and gives its result; where another process goes on meanwhile, asks that one.
 
     `timeout_s` bounds the wait for each line. Raises UserError with the daemon's text and exit code, and
     ConnectionError where no daemon listens.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-        client.settimeout(timeout_s)
-        client.connect(str(socket_path(mountpoint)))
-        client.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
-        for answer in _lines(client):
-            if "progress" in answer:
-                on_progress(answer["progress"])
-            elif "error" in answer:
-                raise UserError(str(answer["error"]), ExitCode(answer["exit_code"]))
-            else:
-                return dict(answer["result"])
+    for left in reversed(range(TRIES)):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+            client.settimeout(timeout_s)
+            client.connect(str(socket_path(mountpoint)))
+            with suppress(ConnectionResetError, BrokenPipeError):
+                client.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+                for answer in _lines(client):
+                    if "progress" in answer:
+                        on_progress(answer["progress"])
+                    elif "error" in answer:
+                        raise UserError(str(answer["error"]), ExitCode(answer["exit_code"]))
+                    else:
+                        return dict(answer["result"])
+        if not left or not _is_kept(mountpoint):
+            break
     raise ConnectionError(f"the daemon of {mountpoint} ended before it answered")
+
+
+def _is_kept(mountpoint: Path) -> bool:
+    """Whether the mount's process was not its keeper, which lives."""
+    about = last_said(mountpoint)
+    try:
+        command = Path(f"/proc/{about['pid']}/cmdline").read_bytes()
+    except (KeyError, OSError):
+        return False
+    return b"s3fuse.keeper" in command
 
 
 def _lines(client: socket.socket) -> Iterator[dict[str, Any]]:

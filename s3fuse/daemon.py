@@ -6,13 +6,19 @@ import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
+from s3fuse.config import to_json
 from s3fuse.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from s3fuse.config import MountConfig
+
+#: The command that runs a worker: always the version that is installed when it starts.
+WORKER = (sys.executable, "-P", "-m", "s3fuse.worker")
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -27,19 +33,30 @@ def set_up_logging(level: str, log_file: Path | None) -> None:
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
-def run_in_background(serve: Callable[[Callable[[], None]], ExitCode], log_hint: str) -> ExitCode:
-    """Forks; the child runs `serve(ready)`. Returns DONE in the parent once the child called `ready`.
+def start_keeper(config: MountConfig, worker: Sequence[str], log_hint: str, *, foreground: bool) -> None:
+    """Starts the mount's keeper, whose workers are run by the command `worker`.
 
-    Raises UserError in the parent with the child's own reason when it failed before that. The child never returns.
-    Call it before any thread or event loop exists.
+    In the foreground this process becomes the keeper. Else it returns when the mount is up. Raises UserError with the
+    daemon's own reason when it failed before that.
     """
-    reading, writing = os.pipe()
+    spec = os.memfd_create("s3fuse-mount")
+    os.write(spec, json.dumps({"config": to_json(config), "worker": list(worker), "log": log_hint}).encode())
     sys.stdout.flush()
     sys.stderr.flush()
+    if foreground:
+        _become_keeper(spec, -1)
+    reading, writing = os.pipe()
     if os.fork() == 0:
-        os.close(reading)
-        _child(serve, writing)
+        try:
+            os.close(reading)
+            _leave_terminal(keep_stderr=config.log_file is None)
+            _become_keeper(spec, writing)
+        except BaseException as error:
+            failure = {"error": f"the daemon failed: {error!r}", "exit_code": int(ExitCode.FAILED)}
+            os.write(writing, json.dumps(failure).encode())
+            os._exit(ExitCode.FAILED)
     os.close(writing)
+    os.close(spec)
     with os.fdopen(reading, "rb") as pipe:
         word = pipe.read()
     if not word:
@@ -47,35 +64,20 @@ def run_in_background(serve: Callable[[Callable[[], None]], ExitCode], log_hint:
     answer = json.loads(word)
     if "error" in answer:
         raise UserError(answer["error"], ExitCode(answer["exit_code"]))
-    return ExitCode.DONE
 
 
-def _child(serve: Callable[[Callable[[], None]], ExitCode], writing: int) -> None:
-    """The daemon: its own session, no terminal, and one word to the parent."""
+def _become_keeper(spec: int, tell: int) -> NoReturn:
+    for descriptor in (spec, tell):
+        if descriptor >= 0:
+            os.set_inheritable(descriptor, True)
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "s3fuse.keeper", str(spec), str(tell)])
+
+
+def _leave_terminal(*, keep_stderr: bool) -> None:
+    """A session of its own, no terminal, and the root as its directory."""
     os.setsid()
     null = os.open(os.devnull, os.O_RDWR)
-    keep_stderr = not any(isinstance(handler, logging.FileHandler) for handler in logging.root.handlers)
     for descriptor in (0, 1) if keep_stderr and not os.isatty(2) else (0, 1, 2):
         os.dup2(null, descriptor)
     os.close(null)
     os.chdir("/")
-    told = False
-
-    def tell(word: dict[str, object]) -> None:
-        nonlocal told
-        if not told:
-            told = True
-            os.write(writing, json.dumps(word).encode())
-            os.close(writing)
-
-    try:
-        code = serve(lambda: tell({"ready": True}))
-    except UserError as error:
-        tell({"error": str(error), "exit_code": int(error.exit_code)})
-        code = error.exit_code
-    except BaseException as error:
-        logging.getLogger(__name__).exception("the daemon failed")
-        tell({"error": f"the daemon failed: {error!r}", "exit_code": int(ExitCode.FAILED)})
-        code = ExitCode.FAILED
-    logging.shutdown()
-    os._exit(int(code))

@@ -13,14 +13,13 @@ import signal
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-import pyfuse3
 import trio
 
 from s3fuse import kernel, waits
 from s3fuse.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from s3fuse.vfs.core import Core
@@ -44,6 +43,8 @@ class Ending:
         self.timeout_s = timeout_s
         #: The number of the mounted device, "" before it is mounted: another mount on the mountpoint is left alone.
         self.device_number = ""
+        #: Ends the service of requests, where files stay open on a mount that nobody finds any more.
+        self.cut_off: Callable[[], None] = lambda: None
         self.unmounted = trio.Event()
         self.drained = trio.Event()
         self._asked = trio.Event()
@@ -105,7 +106,7 @@ class Ending:
                 await self.unmounted.wait()
         if not self.unmounted.is_set():
             log.warning("files on %s are still open; what their programs write from now on fails", self.mountpoint)
-            pyfuse3.terminate()
+            self.cut_off()
             waits.give_up()
 
     def _write_back(self) -> None:

@@ -91,3 +91,10 @@ class BadResponse(StoreError):
     """The answer is not what was asked for: short body, wrong length or etag, XML where bytes were due."""
 
     transient = True
+
+
+def first(error: BaseException) -> BaseException:
+    """The first exception of a group, whose nurseries may be nested; any other exception itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

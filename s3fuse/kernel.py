@@ -14,6 +14,7 @@ import shutil
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
@@ -218,7 +219,9 @@ def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
             code = errno.EBUSY if "busy" in done.stderr.lower() else errno.EINVAL
             raise OSError(code, done.stderr.strip() or os.strerror(code), str(mountpoint))
         return
-    if _libc.umount2(os.fsencode(mountpoint), MNT_DETACH if lazy else 0):
+    if not lazy:
+        _apart("os.fsencode(sys.argv[1])", "umount2", mountpoint, 0)
+    elif _libc.umount2(os.fsencode(mountpoint), MNT_DETACH):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), str(mountpoint))
 
@@ -236,13 +239,28 @@ def write_back(mountpoint: Path) -> None:
 
     It blocks until the daemon has answered, so the daemon calls it in a thread.
     """
-    descriptor = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        if _libc.syncfs(descriptor):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), str(mountpoint))
-    finally:
-        os.close(descriptor)
+    _apart("os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)", "syncfs", mountpoint)
+
+
+def _apart(argument: str, call: str, mountpoint: Path, *more: int) -> None:
+    """Calls a function of libc in a process of its own, which may be what waits for the daemon after its death.
+
+    Not even SIGKILL ends a process while one of its threads is in such a call, and no other one could take its place.
+    Raises OSError.
+    """
+    numbers = "".join(f", {number}" for number in more)
+    code = f"""
+import ctypes, os, sys
+libc = ctypes.CDLL(None, use_errno=True)
+try:
+    os._exit(ctypes.get_errno() if libc.{call}({argument}{numbers}) else 0)
+except OSError as error:
+    os._exit(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-ISc", code, os.fspath(mountpoint)], stdin=subprocess.DEVNULL)
+    if done.returncode:
+        number = done.returncode if done.returncode > 0 else errno.EINTR
+        raise OSError(number, os.strerror(number), str(mountpoint))
 
 
 def set_read_ahead(mountpoint: Path, kib: int) -> bool:

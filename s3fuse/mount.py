@@ -7,6 +7,7 @@ drained, then the connections close.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -16,29 +17,32 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import pyfuse3
 import trio
 
-from s3fuse import attrs, control, credentials, kernel, waits
-from s3fuse.cachedir import check_place, disk_status, disk_tier, reserve_bytes
+from s3fuse import attrs, control, credentials, kernel, starting, waits
+from s3fuse.cachedir import disk_status, disk_tier, reserve_bytes
 from s3fuse.ending import Ending
-from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
+from s3fuse.errors import ExitCode, UserError
 from s3fuse.fuse.adapter import Adapter
+from s3fuse.fuse.connection import Connection
 from s3fuse.fuse.signals import thread_is_signalled
-from s3fuse.fuse.wait import quick_device
+from s3fuse.keeping import Keeping
 from s3fuse.namespace.changes import Changes
 from s3fuse.namespace.directories import Directories
 from s3fuse.namespace.inodes import Inodes
+from s3fuse.namespace.known import Known
 from s3fuse.namespace.recovery import lost_folders, recover
+from s3fuse.namespace.revival import revive
 from s3fuse.namespace.syncer import Syncer
 from s3fuse.namespace.upkeep import keep_up
 from s3fuse.reading.blocks import BlockCache
+from s3fuse.replacing import Replacing
+from s3fuse.starting import Session
 from s3fuse.store.s3 import S3Store
 from s3fuse.vfs.budget import Budget
 from s3fuse.vfs.carrying import carry_over
 from s3fuse.vfs.core import Core
-from s3fuse.writing.ephemeral import MemoryJournal, MemoryStaging
-from s3fuse.writing.journal import Journal
+from s3fuse.writing.ephemeral import MemoryStaging
 from s3fuse.writing.staging import Staging
 
 if TYPE_CHECKING:
@@ -47,25 +51,30 @@ if TYPE_CHECKING:
     from s3fuse.config import MountConfig
     from s3fuse.namespace.inodes import Inode
     from s3fuse.store.base import Capabilities
+    from s3fuse.writing.journal import Journal
 
 log = logging.getLogger(__name__)
 
-#: A mount command answers within 10 s, also when the server does not.
-START_S = 8.0
 READ_AHEAD_KIB = 1024
 STATUS_ITEMS = 100
+#: How long uploads that were begun may take before another process goes on; requests are answered meanwhile.
+UPLOADS_S = 5.0
 
 
-def serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
-    """Mounts, calls `ready`, serves until unmounted or told to stop, drains. Raises UserError before `ready` only."""
+def serve(config: MountConfig, keeping: Keeping) -> ExitCode | None:
+    """Mounts, or goes on with a mount; serves until it is unmounted or told to stop, and drains.
+
+    Gives None where another process is to go on. Raises UserError where it cannot begin.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # large dirty files and connections have one each
-    return trio.run(_serve, config, ready, restrict_keyboard_interrupt_to_checkpoints=True)
+    return trio.run(_serve, config, keeping, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
-async def _serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
+async def _serve(config: MountConfig, keeping: Keeping) -> ExitCode | None:
     where = credentials.resolve(config)
-    kernel.check_mountpoint(config.mountpoint, nonempty=config.nonempty)
+    if not keeping.is_successor:
+        kernel.check_mountpoint(config.mountpoint, nonempty=config.nonempty)
     store = S3Store(
         where.endpoint,
         config.bucket,
@@ -75,65 +84,23 @@ async def _serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
         ca_file=config.ca_file,
     )
     try:
-        capabilities = await _check_bucket(config, store, where.endpoint)
-        name = f"{where.endpoint}/{config.bucket}/{config.prefix}"
-        journal = MemoryJournal(name) if config.ephemeral else _open_journal(config, where.endpoint, name)
+        if not keeping.is_successor:
+            await starting.check_bucket(config, store, where.endpoint)
+        journal = starting.open_journal(config, where.endpoint, is_successor=keeping.is_successor)
         try:
+            gc.disable()  # it would look at all inodes again and again while they are made
+            session = await starting.session(config, keeping, store, journal, where.endpoint)
             async with trio.open_nursery() as nursery:
-                mount = Mount(config, where.endpoint, store, capabilities, journal, nursery)
-                code = await mount.run(ready)
+                mount = Mount(config, where.endpoint, store, store.capabilities, journal, nursery, keeping, session)
+                gc.enable()
+                code = await mount.run()
                 nursery.cancel_scope.cancel()
             return code
         finally:
             journal.close()
     finally:
-        with trio.move_on_after(5, shield=True):
+        with trio.move_on_after(0 if keeping.is_successor else 5, shield=True):
             await store.aclose()
-
-
-def _open_journal(config: MountConfig, endpoint: str, name: str) -> Journal:
-    directory = config.cache_path(endpoint)
-    check_place(directory, config.mountpoint)
-    return Journal(directory, name)
-
-
-async def _check_bucket(config: MountConfig, store: S3Store, endpoint: str) -> Capabilities:
-    """Finds out in time whether the bucket can be used. Raises UserError that names what is wrong."""
-    try:
-        with trio.fail_after(START_S):
-            try:
-                await store.check()
-            except NoSuchBucket:
-                if not config.create_bucket:
-                    raise
-                await store.create_bucket()
-            return await store.probe()
-    except trio.TooSlowError:
-        raise UserError(
-            f"{endpoint} does not answer within {START_S:.0f} s; check --endpoint and that the server is running",
-            ExitCode.REFUSED,
-        ) from None
-    except NoSuchBucket:
-        raise UserError(
-            f"bucket {config.bucket!r} does not exist at {endpoint}; check its name or add --create-bucket",
-            ExitCode.REFUSED,
-        ) from None
-    except AccessDenied as error:
-        raise UserError(
-            f"{endpoint} refuses these credentials; check the keys and what they may do: {error}",
-            ExitCode.REFUSED,
-        ) from None
-    except Unavailable as error:
-        raise UserError(
-            f"{endpoint} cannot be reached; check --endpoint (http or https, host, port) and that the server runs "
-            f"({error})",
-            ExitCode.REFUSED,
-        ) from None
-    except StoreError as error:
-        raise UserError(
-            f"bucket {config.bucket!r} at {endpoint} cannot be used; check that --endpoint is an S3 server: {error}",
-            ExitCode.REFUSED,
-        ) from None
 
 
 @dataclass
@@ -146,9 +113,16 @@ class Mount:
     capabilities: Capabilities
     journal: Journal
     nursery: trio.Nursery
+    keeping: Keeping = field(default_factory=Keeping)
+    session: Session = field(default_factory=Session)
     started_at: float = field(default_factory=time.time)
     answered: trio.Event = field(default_factory=trio.Event)
     recovered: int = 0
+    pause_s: float | None = None  # how long nobody has served the mount before this process did
+    replacing: Replacing | None = None
+    _door: control.Door | None = None
+    _is_up: bool = False
+    _can_resend: bool = False
 
     def __post_init__(self) -> None:
         config = self.config
@@ -156,6 +130,12 @@ class Mount:
         root = attrs.decode(None, is_directory=True, modified_ns=time.time_ns(), defaults=defaults)
         inodes = Inodes(config.prefix, root)
         inodes.root.attributes_known = False
+        earlier = self.session.earlier
+        known = Known(inodes, self.journal, self.session.path, earlier)
+        if earlier is not None:
+            revive(inodes, known, earlier)
+            self.started_at = earlier.facts.get("started_at", self.started_at)
+            self._is_up = True
         changes = Changes(inodes, self.journal)
         can = self.capabilities
         directories = Directories(
@@ -176,36 +156,108 @@ class Mount:
             0 if folder is None else reserve_bytes(folder),
             disk.make_room if disk is not None else lambda: None,
         )
-        self.core = Core(config, inodes, directories, changes, staging, syncer, blocks, budget)
+        self.core = Core(config, inodes, directories, changes, staging, syncer, blocks, budget, known)
         self.ending = Ending(self.core, config.mountpoint, config.drain_timeout_s)
         self.recovered = recover(inodes, changes, staging, defaults)
         syncer.parking.restore(staging)
 
-    async def run(self, ready: Callable[[], None]) -> ExitCode:
-        config = self.config
+    async def run(self) -> ExitCode | None:
+        """Serves until the mount has ended, and gives its exit code; None where another process goes on."""
+        going_on = self.session.earlier is not None
+        if not going_on and self.keeping.is_successor:
+            return await self._only_drain()
+        connection = self._connect()
+        self.ending.cut_off = connection.end
+        self.replacing = Replacing(
+            self.config,
+            self.keeping,
+            self.core.known,
+            partial(self._hand_over, connection),
+            self.ending.unmounted.is_set,
+            self._say_anew,
+        )
+        try:
+            self._start()
+            self.nursery.start_soon(self.replacing.run)
+            self.nursery.start_soon(self.replacing.watch_memory)
+            await self.nursery.start(self._control)
+            if not going_on:
+                self.nursery.start_soon(self._announce)
+            handed_over = await connection.serve(Adapter(self.core), partial(self._hold, connection))
+        except BaseException:
+            if not self._can_go_on(connection):
+                self._detach()
+            raise
+        if handed_over:
+            self.core.known.leave()
+            return None
+        self._detach()
+        self.core.known.end()
+        return await self._end()
+
+    def _hold(self, connection: Connection) -> None:
+        """From now on another process can go on with the mount."""
+        known, keeping = self.core.known, self.keeping
+        self._can_resend = connection.can_resend
+        if keeping.device is None:
+            keeping.hold_connection(connection.device, connection.init, connection.reply)
+        keeping.hold_session(
+            self.session.path, after_death=known.is_kept and connection.can_resend, after_hand_over=known.is_kept
+        )
+        keeping.say(serving=True)
+        if keeping.since is not None:
+            self.pause_s = time.monotonic() - keeping.since
+            log.info("%s goes on after %.0f ms", self.config.mountpoint, 1e3 * self.pause_s)
+
+    async def _hand_over(self, connection: Connection) -> None:
+        """Lets another process go on. Uploads are not cut short if it can be helped: that leaves it in doubt."""
+        with trio.move_on_after(UPLOADS_S):
+            await self.core.syncer.stop()
+        self.keeping.say(since=time.monotonic())
+        await connection.hand_over()
+
+    def _connect(self) -> Connection:
+        """The connection to the kernel: that of an earlier process, or of a mount that is made here."""
+        config, keeping, known = self.config, self.keeping, self.core.known
+        if keeping.device is not None:
+            self.ending.device_number = known.facts["device"]
+            return Connection(keeping.device, bytes.fromhex(keeping.held["init"]), bytes.fromhex(keeping.held["reply"]))
         device = kernel.mount(
             config.mountpoint, source=self._source(), allow_other=config.allow_other, read_only=config.read_only
         )
         entry = kernel.mount_entry(config.mountpoint)
         self.ending.device_number = entry.device if entry is not None else ""
-        try:
-            pyfuse3.init(Adapter(self.core), f"/dev/fd/{device}", set(pyfuse3.default_options))
-            self.nursery.start_soon(self.core.syncer.run)
-            self.nursery.start_soon(self.store.health.watch, self.store.ping)
-            if self.core.blocks.disk is not None:
-                self.nursery.start_soon(self.core.blocks.disk.run)
-            self.nursery.start_soon(keep_up, self.core.changes, self.core.staging, self.core.syncer.uploads)
-            self.nursery.start_soon(waits.watch, thread_is_signalled)
-            self.nursery.start_soon(self.ending.signals)
-            self.nursery.start_soon(self.ending.stop_when_asked)
-            await self.nursery.start(self._control)
-            self.nursery.start_soon(self._announce, ready)
-            with quick_device():
-                await pyfuse3.main()
-        finally:
-            kernel.detach(config.mountpoint, self.ending.device_number)
-            self.ending.unmounted.set()
-            pyfuse3.close(unmount=False)
+        known.note(device=self.ending.device_number, findings=self.session.findings, started_at=self.started_at)
+        return Connection(device)
+
+    def _detach(self) -> None:
+        kernel.detach(self.config.mountpoint, self.ending.device_number)
+        self.ending.unmounted.set()
+
+    def _can_go_on(self, connection: Connection) -> bool:
+        """Whether another process can go on after this one."""
+        return self._is_up and self.keeping.end is not None and self.core.known.is_kept and connection.can_resend
+
+    def _start(self) -> None:
+        """Everything that runs beside the requests."""
+        core, start = self.core, self.nursery.start_soon
+        start(core.syncer.run)
+        start(self.store.health.watch, self.store.ping)
+        if core.blocks.disk is not None:
+            start(core.blocks.disk.run)
+        start(keep_up, core.changes, core.staging, core.syncer.uploads)
+        start(core.known.keep_short)
+        start(waits.watch, thread_is_signalled)
+        start(self.ending.signals)
+        start(self.ending.stop_when_asked)
+
+    async def _only_drain(self) -> ExitCode:
+        """The mount is gone, and what it left is uploaded."""
+        self.ending.unmounted.set()
+        self._start()
+        await self.nursery.start(self._control)
+        self.keeping.say(serving=True)
+        log.warning("%s; what was not uploaded is uploaded now", self.keeping.given_up or "the mount is gone")
         return await self._end()
 
     def _source(self) -> str:
@@ -214,7 +266,8 @@ class Mount:
     def _about(self) -> dict[str, Any]:
         return {
             "mountpoint": str(self.config.mountpoint),
-            "pid": os.getpid(),
+            "pid": self.keeping.pid,
+            "worker_pid": os.getpid(),
             "bucket": self.config.bucket,
             "prefix": self.config.prefix,
             "endpoint": self.endpoint,
@@ -223,20 +276,31 @@ class Mount:
         }
 
     async def _control(self, task_status: trio.TaskStatus[None]) -> None:
-        handlers = self._handlers()
-        await control.serve(
-            self.config.mountpoint, self._about(), handlers, self.ending.drained, task_status=task_status
-        )
+        config, keeping = self.config, self.keeping
+        if keeping.listener is None:
+            door = control.open_door(config.mountpoint, self._about())
+            keeping.hold_listener(*door)
+        else:
+            inode = keeping.held["socket_inode"]
+            door = control.take_door(config.mountpoint, self._about(), keeping.listener, inode)
+        self._door = door
+        await control.serve(door, config.mountpoint, self._handlers(), self.ending.drained, task_status)
         self.answered.set()
 
-    async def _announce(self, ready: Callable[[], None]) -> None:
+    def _say_anew(self) -> None:
+        """The keeper is gone: this process is the mount's from now on."""
+        if self._door is not None:
+            control.say_anew(self.config.mountpoint, self._about(), self._door)
+
+    async def _announce(self) -> None:
         """Says that the mount is up once the kernel has an answer from it."""
         await trio.to_thread.run_sync(os.stat, self.config.mountpoint)
         kernel.set_read_ahead(self.config.mountpoint, READ_AHEAD_KIB)  # the handshake would have put it back
         log.info("mounted %s on %s", self._source(), self.config.mountpoint)
         if self.config.ephemeral:
             log.info("kept in memory only: a crash loses what is not uploaded")
-        ready()
+        self._is_up = True
+        self.keeping.say(ready=True)
 
     async def _end(self) -> ExitCode:
         """Drains; what is left is named in the log, and those who asked at the control socket get their answers."""
@@ -255,7 +319,8 @@ class Mount:
     # -- what the control socket answers
 
     def _handlers(self) -> dict[str, Callable[[dict[str, Any], Callable[[dict[str, Any]], Awaitable[None]]], Any]]:
-        return {"status": self._on_status, "flush": self._on_flush, "umount": self._on_umount}
+        handlers = {"status": self._on_status, "flush": self._on_flush, "umount": self._on_umount}
+        return handlers | ({"restart": self.replacing.on_restart} if self.replacing is not None else {})
 
     async def _on_status(self, request: dict[str, Any], progress: object) -> dict[str, Any]:
         return self.status()
@@ -361,4 +426,21 @@ class Mount:
                 "inodes": len(core.inodes.table),
             },
             "requests": dict(self.store.requests),
+            "process": self._process(),
+        }
+
+    def _process(self) -> dict[str, Any]:
+        """How often another process has gone on with the mount, and what would become of it after this one's death."""
+        keeping, known = self.keeping, self.core.known
+        why = "" if self.replacing is None else self.replacing.why_not()
+        if not why and not self._can_resend:
+            why = "this kernel (older than 6.9) does not send its requests again; s3fuse restart works"
+        return {
+            "restarts": keeping.restarts,
+            "deaths": keeping.deaths,
+            "last_death": keeping.reason,
+            "last_pause_s": self.pause_s,
+            "last_refusal": "" if self.replacing is None else self.replacing.refused,
+            "session_bytes": known.used_bytes,
+            "weaker": why and f"a process that dies takes the mount with it: {why}",
         }

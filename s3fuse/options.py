@@ -104,18 +104,24 @@ _MOUNT_WORDS = ("ro", "rw", "auto", "noauto", "user", "nofail", "-netdev", "defa
 
 def from_fstab(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
     """`-o a,b=c`: each name is an option of this command without its dashes; mount(8)'s own words are skipped."""
+    ctx.params |= parse_fstab(ctx, ctx.command, values)
+
+
+def parse_fstab(ctx: click.Context, command: click.Command, values: tuple[str, ...]) -> dict[str, Any]:
+    """The options of `command` that words in fstab's form give, as its parameters. Raises UserError."""
     known = {
         opt.removeprefix("--"): (option, opt not in option.secondary_opts)
-        for option in ctx.command.params
+        for option in command.params
         for opt in (*option.opts, *option.secondary_opts)
         if opt.startswith("--")
     }
+    given: dict[str, Any] = {}
     for word in (word for value in values for word in value.split(",") if word):
         name, has_value, value = word.partition("=")
         name = name.replace("_", "-")
         if not has_value and name in _MOUNT_WORDS:
             if name == "ro":
-                ctx.params["read_only"] = True
+                given["read_only"] = True
             continue
         option, turned_on = known.get(name, (None, True))
         if option is None or option.name is None:
@@ -123,7 +129,8 @@ def from_fstab(ctx: click.Context, param: click.Parameter, values: tuple[str, ..
         flag = isinstance(option, click.Option) and option.is_flag
         if flag == bool(has_value):
             raise UserError(f"-o {name} {'takes no value' if flag else 'needs a value'}", ExitCode.USAGE)
-        ctx.params[option.name] = turned_on if flag else option.type_cast_value(ctx, value)
+        given[option.name] = turned_on if flag else option.type_cast_value(ctx, value)
+    return given
 
 
 def default_umask() -> int:

@@ -47,6 +47,7 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     facts.append(("server", f"{able['server']}, {_server(mount['server'])}"))
     facts.append(("conflicts", f"checked: {able['conflict_check']}"))
     facts += [("conflict", text) for text in mount["conflicts"]]
+    facts += _process(mount.get("process", {}))
     if mount["hidden_keys"]:
         facts.append(("hidden keys", str(mount["hidden_keys"])))
     if mount["last_error"]:
@@ -54,6 +55,18 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     server = mount["server"]
     if server["last_error"]:
         facts.append(("server's error", f"{_time(server['last_error_at'])}: {server['last_error']}"))
+    return facts
+
+
+def _process(process: dict[str, Any]) -> list[tuple[str, str]]:
+    facts = []
+    if process.get("restarts"):
+        text = f"{process['restarts']}"
+        if process["deaths"]:
+            text += f", {process['deaths']} of them after a death (the last: {process['last_death']})"
+        facts.append(("restarts", text + f"; the last pause: {process['last_pause_s'] or 0:.2f} s"))
+    if process.get("weaker"):
+        facts.append(("if it dies", process["weaker"]))
     return facts
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import time
-from itertools import islice
 from typing import TYPE_CHECKING, cast
 
 import pyfuse3
 
 from s3fuse import waits
 from s3fuse.fuse.errno import answers
+from s3fuse.fuse.listings import Listings
+from s3fuse.fuse.repeats import Repeats
 from s3fuse.fuse.signals import process_threads
+from s3fuse.session import operations
+from s3fuse.session.records import Opened
 from s3fuse.vfs.attributes import FREE_BYTES, FREE_INODES, AttributeOperations, Wanted
 from s3fuse.vfs.files import Files
 from s3fuse.vfs.links import Links
@@ -25,8 +31,6 @@ if TYPE_CHECKING:
     from s3fuse.vfs.core import Core
 
 BLOCK_BYTES = 4096
-#: How many children of a directory get their attributes fetched at once, where a listing did not give them.
-LEARN_AHEAD = 64
 
 
 class Adapter(pyfuse3.Operations):
@@ -39,16 +43,25 @@ class Adapter(pyfuse3.Operations):
         super().__init__()
         self.core = core
         self.inodes = core.inodes
+        self.known = core.known
+        self.repeats = Repeats(core.known)
         self.names = Names(core)
         self.files = Files(core)
         self.attributes = AttributeOperations(core, self.files)
         self.links = Links(core, self.names, self.files, self.attributes)
-        self._listings: dict[int, tuple[Inode, list[Inode] | None]] = {}
-        self._next_listing = 1 << 62  # apart from the handles of files
+        self.listings = Listings(core, self.names)
         self._openers: dict[int, tuple[int, int]] = {}  # handle -> its inode and the thread that opened it
+        for opened in core.known.opened.values():  # by the process before this one
+            inode = self.inodes[opened.number]
+            self._openers[opened.handle] = (opened.number, opened.pid)
+            if inode.is_directory:
+                self.listings.restore(opened.handle, inode, core.known.places.get(opened.handle, ()))
+            else:
+                self.files.restore(opened.handle, inode, opened.writes)
 
-    def _opened(self, handle: int, inode: int, ctx: RequestContext) -> int:
-        self._openers[handle] = (inode, ctx.pid)
+    def _opened(self, handle: int, inode: Inode, flags: int, ctx: RequestContext, *, writes: bool = False) -> int:
+        self._openers[handle] = (inode.number, ctx.pid)
+        self.known.handle_given(inode, Opened(handle, inode.number, ctx.pid, flags, writes))
         return handle
 
     def threads(self, fh: int) -> Iterable[int]:
@@ -85,7 +98,19 @@ class Adapter(pyfuse3.Operations):
     def _known(self, inode: Inode) -> EntryAttributes:
         """The entry of an inode whose number the kernel gets with this answer."""
         inode.lookups += 1
+        self.known.counted(inode)
         return self._entry(inode)
+
+    async def _made(self, number: int, parent: int, name: bytes) -> Inode:
+        """The inode that an earlier process made for a request and did not tell of."""
+        inode = self.inodes.table.get(number) or await self.names.lookup(self.inodes[parent], name)
+        if inode is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return inode
+
+    def _new(self, inode: Inode) -> EntryAttributes:
+        """The entry of an inode that was just made; one that was made by an earlier process may be counted already."""
+        return self._entry(inode) if inode.lookups else self._known(inode)
 
     # -- names
 
@@ -104,35 +129,59 @@ class Adapter(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
-        inode = await self.names.create(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid)
-        handle = self._opened(self.files.open_known(inode, writes=True), inode.number, ctx)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._known(inode)
+        done = self.repeats.done(operations.CREATE, parent_inode, name)
+        if done is None:
+            inode = await self.names.create(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid)
+            handle = None
+        else:
+            inode = await self._made(done, parent_inode, name)
+            handle = next((at for at, opened in self.files.handles.items() if opened.inode is inode), None)
+        if handle is None:
+            handle = self._opened(self.files.open_known(inode, writes=True), inode, flags, ctx, writes=True)
+        return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._new(inode)
 
     @answers
     async def mkdir(self, parent_inode: int, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+        if (done := self.repeats.done(operations.MKDIR, parent_inode, name)) is not None:
+            return self._new(await self._made(done, parent_inode, name))
         return self._known(await self.names.mkdir(self.inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid))
 
     @answers
     async def mknod(self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: RequestContext) -> EntryAttributes:
+        if (done := self.repeats.done(operations.MKNOD, parent_inode, name)) is not None:
+            return self._new(await self._made(done, parent_inode, name))
         return self._known(
             await self.names.mknod(self.inodes[parent_inode], name, mode & ~ctx.umask, rdev, ctx.uid, ctx.gid)
         )
 
     @answers
     async def symlink(self, parent_inode: int, name: bytes, target: bytes, ctx: RequestContext) -> EntryAttributes:
+        if (done := self.repeats.done(operations.SYMLINK, parent_inode, name)) is not None:
+            return self._new(await self._made(done, parent_inode, name))
         return self._known(await self.names.symlink(self.inodes[parent_inode], name, target, ctx.uid, ctx.gid))
 
     @answers
     async def link(self, inode: int, new_parent_inode: int, new_name: bytes, ctx: RequestContext) -> EntryAttributes:
-        return self._known(await self.links.link(self.inodes[inode], self.inodes[new_parent_inode], new_name))
+        parent = self.inodes[new_parent_inode]
+        if (done := self.repeats.done(operations.LINK, parent.number, new_name)) is not None:
+            return self._new(await self._made(done, parent.number, new_name))
+        if self.repeats.is_half_linked(parent.number, new_name):
+            with contextlib.suppress(FileNotFoundError):
+                await self.names.unlink(parent, new_name)
+        made = await self.links.link(self.inodes[inode], parent, new_name)
+        with self.known.step(operations.LINK, parent.number, new_name, made.number):
+            pass  # a copy takes several steps, and is one from here on
+        return self._known(made)
 
     @answers
     async def unlink(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self.names.unlink(self.inodes[parent_inode], name)
+        if self.repeats.done(operations.UNLINK, parent_inode, name) is None:
+            await self.names.unlink(self.inodes[parent_inode], name)
 
     @answers
     async def rmdir(self, parent_inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self.names.rmdir(self.inodes[parent_inode], name)
+        if self.repeats.done(operations.RMDIR, parent_inode, name) is None:
+            await self.names.rmdir(self.inodes[parent_inode], name)
 
     @answers
     async def rename(
@@ -144,56 +193,72 @@ class Adapter(pyfuse3.Operations):
         flags: int,
         ctx: RequestContext,
     ) -> None:
+        what = operations.renaming(name_old, parent_inode_new, name_new)
+        if self.repeats.done(operations.RENAME, parent_inode_old, what) is not None:
+            return
         await self.names.rename(self.inodes[parent_inode_old], name_old, self.inodes[parent_inode_new], name_new, flags)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for number, count in inode_list:
+        self.forgotten(inode_list)
+
+    def forgotten(self, counts: Sequence[tuple[int, int]]) -> None:
+        """The kernel has dropped so many references to each inode."""
+        inodes = [inode for number, _ in counts if (inode := self.inodes.table.get(number)) and inode.known]
+        for number, count in counts:
             self.inodes.forget(number, count)
+        self.known.all_counted(inodes)
 
     # -- directories
 
     @answers
     async def opendir(self, inode: int, ctx: RequestContext) -> int:
+        handle = self.repeats.opened(inode, ctx.pid, os.O_DIRECTORY)
+        if handle is not None:
+            return handle
         directory = self.inodes[inode]
-        directory.opens += 1
-        number, self._next_listing = self._next_listing, self._next_listing + 1
-        self._listings[number] = (directory, None)
-        return self._opened(number, inode, ctx)
+        return self._opened(self.listings.open(directory), directory, os.O_DIRECTORY, ctx)
 
     @answers
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        directory, children = self._listings[fh]
-        if start_id == 0 or children is None:
-            children = await self.names.entries(directory)
-            self._listings[fh] = (directory, children)
-        for cookie, child in islice(enumerate(children, 1), start_id, None):
-            if not child.linked:
-                continue
-            if child.outdated or not child.attributes_known:
-                await self.core.directories.learn_all(children[cookie - 1 : cookie - 1 + LEARN_AHEAD])
-            if child.linked and not pyfuse3.readdir_reply(token, child.name.encode(), self._entry(child), cookie):
-                return
-            child.lookups += child.linked
+        children, shift = await self.listings.entries(fh, start_id)
+        given: list[Inode] = []
+        last = 0
+        try:
+            for at in range(max(0, start_id + shift), len(children)):
+                child = children[at]
+                if child.linked and (child.outdated or not child.attributes_known):
+                    await self.listings.learn(children, at)
+                if not child.linked:
+                    continue
+                if not pyfuse3.readdir_reply(token, child.name.encode(), self._entry(child), at + 1 - shift):
+                    return
+                child.lookups += 1
+                given.append(child)
+                last = at + 1 - shift
+        finally:
+            if given:
+                self.known.all_counted(given)
+                self.known.read_up_to(fh, last, given[-1].name)
 
     @answers
     async def releasedir(self, fh: int) -> None:
-        directory, _ = self._listings.pop(fh)
         self._openers.pop(fh, None)
-        directory.opens -= 1
-        if not directory.opens and directory.dirty:
-            self.core.changes.settle(directory)
-        self.inodes.drop_if_unused(directory)
+        self.listings.close(fh)
+        self.known.handle_gone(fh)
 
     @answers
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
-        directory, _ = self._listings[fh]
-        await self.files.sync_directory(directory)
+        await self.files.sync_directory(self.listings.directory(fh))
 
     # -- files
 
     @answers
     async def open(self, inode: int, flags: int, ctx: RequestContext) -> FileInfo:
-        handle = self._opened(await self.files.open(self.inodes[inode], flags), inode, ctx)
+        handle = self.repeats.opened(inode, ctx.pid, flags)
+        if handle is None:
+            node = self.inodes[inode]
+            handle = await self.files.open(node, flags)
+            self._opened(handle, node, flags, ctx, writes=self.files.handles[handle].writes)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     @answers
@@ -216,7 +281,9 @@ class Adapter(pyfuse3.Operations):
     @answers
     async def release(self, fh: int) -> None:
         self._openers.pop(fh, None)
-        self.files.release(fh)
+        if fh in self.files.handles:  # else an earlier process has closed it, and was killed before it said so
+            self.files.release(fh)
+        self.known.handle_gone(fh)
 
     # -- attributes
 
@@ -251,6 +318,8 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def getxattr(self, inode: int, name: bytes, ctx: RequestContext) -> bytes:
+        if self.repeats.was_absent(inode, name, ctx.pid):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return await self.attributes.getxattr(self.inodes[inode], name)
 
     @answers
@@ -259,11 +328,14 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: RequestContext) -> None:
-        await self.attributes.setxattr(self.inodes[inode], name, value)
+        if self.repeats.done(operations.SETXATTR, inode, name) is None:
+            await self.attributes.setxattr(self.inodes[inode], name, value)
+        self.repeats.is_set(inode, name, ctx.pid)
 
     @answers
     async def removexattr(self, inode: int, name: bytes, ctx: RequestContext) -> None:
-        await self.attributes.removexattr(self.inodes[inode], name)
+        if self.repeats.done(operations.REMOVEXATTR, inode, name) is None:
+            await self.attributes.removexattr(self.inodes[inode], name)
 
     @answers
     async def statfs(self, ctx: RequestContext) -> StatvfsData:

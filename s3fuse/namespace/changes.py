@@ -61,6 +61,15 @@ class Changes:
         self._waiters: dict[int, list[trio.Event]] = {}
         self._wake = trio.Event()
         self._held: dict[str, float] = {}  # key -> until when
+        self._late_until = 0.0
+
+    def follow(self) -> None:
+        """An earlier process has had requests under way: what it sent may come to the bucket for a while yet."""
+        self._late_until = time.monotonic() + LATE_S
+
+    def late_for_s(self) -> float:
+        """For how long that may still be."""
+        return max(0.0, self._late_until - time.monotonic())
 
     def hold(self, key: str) -> None:
         """Has nothing written at a key for a while: a delete that an earlier process sent may still come there.
@@ -137,6 +146,8 @@ class Changes:
         Not where the inode's own object is: bytes of the file may be there only.
         """
         if inode.maybe_at is not None and (inode.remote is None or inode.remote.key != inode.maybe_at):
+            if self.late_for_s():
+                self._held[inode.maybe_at] = self._late_until  # what comes there late is nothing that others replace
             self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: ",".join(tokens(inode))}, {}))
             inode.maybe_at = None
 

@@ -85,6 +85,8 @@ class Clearing:
 
         Raises Behind where that one has to go to its own place first, which is asked for unless it is failing.
         """
+        for above in self.inodes.files_above(key):
+            await self._clear_above(inode, above)
         other = self.inodes.displaced.get(key)
         if other is None or other is inode or other.remote is None:
             return
@@ -102,6 +104,22 @@ class Clearing:
         if other.number not in self.failures:  # else it has its own time to be tried again
             self.changes.queue(other)
         raise Behind(other)
+
+    async def _clear_above(self, inode: Inode, key: str) -> None:
+        """Raises Behind while the object of a file is where a directory is now, in which the inode's key is.
+
+        MinIO shows nothing of a directory while there is an object of its name. The caller holds that key.
+        """
+        other = self.inodes.displaced[key]
+        if other is inode or other.remote is None:
+            return
+        if other.linked or other.opens:  # not to its own place: what is there may wait for this inode
+            await self._set_aside(other)
+            other = self.inodes.displaced.get(key, inode)
+        if other is not inode:
+            if other.number not in self.failures:
+                self.changes.queue(other)
+            raise Behind(other)
 
     async def went_by_itself(self, inode: Inode, key: str) -> bool:
         """Whether the object that was to be replaced or deleted at `key` has been replaced or deleted already.

@@ -57,6 +57,7 @@ class Deletes:
                 if not inode.opens and inode.remote is None:
                     self.forget(inode)
         ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self.may_go(inode)}
+        self._leave_what_may_come(ready)
         # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
         early = self.inodes.with_more_below(list(ready))
         behind: list[tuple[Inode, Exception]] = []
@@ -67,7 +68,7 @@ class Deletes:
                 self.changes.queue(directory, BEHIND_S)
             else:
                 behind.append((directory, Behind(blocker)))
-        ours = await self._still_ours(ready)
+        ours, there = await self._still_ours(ready)
         failed: dict[str, str] = {}
         if len(ours) == 1:
             await self.store.delete(ours[0])
@@ -77,10 +78,21 @@ class Deletes:
             for key, inode in ready.items():
                 if key in failed:
                     continue
+                late_s = self.changes.late_for_s()
+                if late_s and key not in there and inode.remote is not None and not inode.remote.etag:
+                    self.changes.queue(inode, late_s)  # what may be there may still come
+                    continue
                 if key in ours:
                     self.inodes.note_deleted(key)
                 self.forget(inode)
         return behind + [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
+
+    def _leave_what_may_come(self, ready: dict[str, Inode]) -> None:
+        """Puts off the deletes of directories whose markers an earlier process may have sent: they may still come."""
+        late_s = self.changes.late_for_s()
+        if late_s:
+            for key in [key for key, inode in ready.items() if key.endswith("/") and inode.maybe_at == key]:
+                self.changes.queue(ready.pop(key), late_s)
 
     def _failing_below(self, key: str) -> Inode | None:
         """What keeps a directory's key from being deleted for longer, if anything does."""
@@ -96,8 +108,11 @@ class Deletes:
         heir = self.inodes.at(inode.remote.key) if inode.remote is not None else None
         return not inode.opens and (heir is None or heir.is_directory or not heir.dirty)
 
-    async def _still_ours(self, ready: Mapping[str, Inode]) -> list[str]:
-        """The keys that hold the version that was removed here, children first; what others put there stays."""
+    async def _still_ours(self, ready: Mapping[str, Inode]) -> tuple[list[str], set[str]]:
+        """The keys that hold the version that was removed here, children first; what others put there stays.
+
+        Second, all keys that have an object.
+        """
         files = {key: inode.remote for key, inode in ready.items() if inode.remote is not None and key[-1:] != "/"}
         by_folder: dict[str, list[str]] = {}
         for key in sorted(files):
@@ -115,9 +130,16 @@ class Deletes:
             written = tokens(ready[key]) if remote.etag else (remote.metadata or {}).get(TOKEN, "").split(",")
             if info.etag == remote.etag or carries(info, written):
                 ours.append(key)
+            elif self._is_of_another(ready[key], info):
+                pass  # what was in doubt has not come there
             else:
                 log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
-        return sorted(ours, reverse=True)
+        return sorted(ours, reverse=True), {*there, *ours}
+
+    def _is_of_another(self, inode: Inode, info: ObjectInfo) -> bool:
+        """Whether the object is one that another inode of ours has in the bucket, there or on its way from there."""
+        other = self.inodes.displaced.get(info.key) or self.inodes.at(info.key)
+        return other is not None and other is not inode and other.remote is not None and other.remote.etag == info.etag
 
     async def _look(
         self, folder: str, keys: list[str], files: Mapping[str, ObjectInfo], there: dict[str, ObjectInfo]

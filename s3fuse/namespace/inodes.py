@@ -20,6 +20,7 @@ from s3fuse.attrs import Attributes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from s3fuse.namespace.known import Known
     from s3fuse.store.base import ObjectInfo
     from s3fuse.writing.dirty import DirtyFile
 
@@ -53,6 +54,7 @@ class Inode:
     """One file, directory, symlink or special file. Sizes in bytes, times in ns unless they say otherwise."""
 
     __slots__ = (
+        "_remote",
         "atime_ns",
         "attributes_known",
         "children",
@@ -62,6 +64,7 @@ class Inode:
         "entries_changed_ns",
         "error",
         "gid",
+        "known",
         "linked",
         "listing",
         "lookups",
@@ -74,7 +77,6 @@ class Inode:
         "outdated",
         "parent",
         "rdev",
-        "remote",
         "size",
         "synced_at",
         "synced_version",
@@ -95,7 +97,8 @@ class Inode:
         self.children: dict[str, Inode] = {}
         self.listing = Listing() if stat.S_ISDIR(attributes.mode) else None
         self.size = 0
-        self.remote: ObjectInfo | None = None
+        self._remote: ObjectInfo | None = None
+        self.known: Known | None = None  # where it is recorded that the kernel knows this inode
         self.data: DirtyFile | None = None
         self.lookups = self.opens = self.writers = 0
         self.version = self.synced_version = 0
@@ -138,6 +141,19 @@ class Inode:
             self.set_attributes(attributes)
 
     @property
+    def remote(self) -> ObjectInfo | None:
+        """The object version that the bucket has of it."""
+        return self._remote
+
+    @remote.setter
+    def remote(self, info: ObjectInfo | None) -> None:
+        before, self._remote = self._remote, info
+        if self.known is not None and (
+            info is None or before is None or info.etag != before.etag or info.key != before.key
+        ):
+            self.known.changed(self)
+
+    @property
     def is_directory(self) -> bool:
         return self.listing is not None
 
@@ -162,7 +178,7 @@ class Inode:
         )
 
 
-def _ancestors(key: str) -> list[str]:
+def ancestors(key: str) -> list[str]:
     """The keys of the directories that a key is in, and its own if it is one."""
     found = []
     at = key.find("/")
@@ -222,6 +238,11 @@ class Inodes:
         parent.children[name] = inode
         return inode
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next new inode."""
+        return self._next
+
     def reserve(self, number: int) -> None:
         """Numbers up to this one are not given to new inodes."""
         self._next = max(self._next, number + 1)
@@ -241,6 +262,8 @@ class Inodes:
         if inode.linked and inode.parent is not None:
             del inode.parent.children[inode.name]
             inode.linked = False
+            if inode.known is not None:
+                inode.known.changed(inode)
 
     def detach(self, inode: Inode) -> None:
         """Takes the inode out of the tree; it lives on while something refers to it."""
@@ -252,13 +275,15 @@ class Inodes:
         self.unlink(inode)
         inode.parent, inode.name, inode.linked = parent, name, True
         parent.children[name] = inode
+        if inode.known is not None:
+            inode.known.changed(inode)
 
     def displace(self, inode: Inode) -> None:
         """Notes that the inode's object is not where its name is (it may be, after a move back: no harm)."""
         if inode.remote is not None:
             key = inode.remote.key
             if key not in self.displaced:
-                self._displaced_below.update(_ancestors(key))
+                self._displaced_below.update(ancestors(key))
             self.displaced[key] = inode
 
     def displace_if_moved(self, inode: Inode) -> None:
@@ -271,7 +296,7 @@ class Inodes:
         if self.displaced.get(key) is not inode:
             return
         del self.displaced[key]
-        for above in _ancestors(key):
+        for above in ancestors(key):
             self._displaced_below[above] -= 1
             if self._displaced_below[above] <= 0:
                 del self._displaced_below[above]
@@ -287,6 +312,12 @@ class Inodes:
         for key in self.displaced:
             if key.endswith("/") and self.at(key) is None:
                 self._left[key] = time.monotonic()
+
+    def files_above(self, key: str) -> list[str]:
+        """Where objects of files are still that have left, as somebody made a directory there that the key is in."""
+        if not self.displaced:
+            return []
+        return [above[:-1] for above in ancestors(key) if above[:-1] in self.displaced]
 
     def is_at(self, inode: Inode, key: str) -> bool:
         """Whether this is the key that the inode's name stands for."""
@@ -315,7 +346,7 @@ class Inodes:
 
     def with_more_below(self, keys_to_delete: list[str]) -> set[str]:
         """Those of the keys that are directories with objects on their way out that are not among the keys."""
-        below = Counter(above for key in keys_to_delete for above in _ancestors(key))
+        below = Counter(above for key in keys_to_delete for above in ancestors(key))
         return {key for key in keys_to_delete if key.endswith("/") and self._displaced_below[key] > below[key]}
 
     def was_file(self, key: str) -> bool:
@@ -329,7 +360,7 @@ class Inodes:
         """The kernel drops `count` references."""
         inode = self.table.get(number)
         if inode is not None:
-            inode.lookups -= count
+            inode.lookups = max(0, inode.lookups - count)
             self.drop_if_unused(inode)
 
     def drop_if_unused(self, inode: Inode) -> None:

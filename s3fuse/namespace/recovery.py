@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
-import stat
 import time
 from typing import TYPE_CHECKING
 
@@ -37,11 +36,13 @@ LOST = "lost-"
 def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.Defaults) -> int:
     """Puts every journaled inode back in its place, dirty and queued; gives how many there are.
 
-    A file whose staging was damaged stays in the journal and fails with its reason, never silently.
+    Inodes that are there already are those of a session that goes on. A file whose staging was damaged stays in the
+    journal and fails with its reason, never silently.
     """
+    kept = [inode for inode in inodes.table.values() if inode.opens and not inode.linked]
     try:
         rows = changes.journal.nodes()
-        changes.journal.drop_layers_without_node()
+        changes.journal.drop_layers_without_node(inode.number for inode in kept)
         layers = changes.journal.layers()
         if changes.journal.rebooted:
             layers = after_power_failure(layers, staging.directory)
@@ -51,6 +52,8 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
     named = ((number, staged) for number, of_file in layers.items() for staged in of_file)
     staging.begin(named, keep_what_is_lost(changes.journal))
     inodes.reserve(max((row.number for row in rows), default=0))
+    if rows:
+        changes.follow()
     for row in rows:
         inode = _place(inodes, row, defaults)
         _restore(inode, row, staging, layers.get(row.number, []))
@@ -65,7 +68,11 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
             inode.maybe_at = key
         if not inode.linked and inode.remote is not None:
             changes.hold(inode.remote.key)
-        changes.queue(inode)
+        if not inode.writers:
+            changes.queue(inode)
+    for inode in kept:
+        if inode.number not in changes.dirty:
+            _restore_data(inode, staging, layers.get(inode.number, []))
     inodes.leave_what_is_not_there()
     if rows:
         log.info("the journal holds %d changes that are not in the bucket yet", len(rows))
@@ -111,6 +118,7 @@ def rewrite(changes: Changes, uploads: Uploads) -> None:
     """Puts everything that `recover` would need into an empty journal."""
     for inode in changes.dirty.values():
         changes.journal.put_node(changes.row(inode))
+    for inode in changes.inodes.table.values():  # also what is unlinked and open
         if inode.data is not None:
             inode.data.journal_again()
     for upload in (*uploads.left.values(), *uploads.running.values()):
@@ -129,15 +137,16 @@ def _place(inodes: Inodes, row: NodeRow, defaults: attrs.Defaults) -> Inode:
         decode_xattrs(row.xattrs),
         row.target,
     )
+    there = inodes.table.get(row.number)
+    if there is not None and there is not inodes.root:
+        return _place_known(inodes, there, row, attributes, defaults)
     if row.key is None:
         return inodes.add_orphan(attributes, row.number)
     names = row.key[len(inodes.prefix) :].rstrip("/").split("/")
     if names == [""] or row.key == keys.ROOT_MARKER:
-        inodes.root.set_attributes(attributes)
+        inodes.root.learned(attributes)
         return inodes.root
-    parent = inodes.root
-    for name in names[:-1]:
-        parent = parent.children.get(name) or _unverified(inodes, parent, name, defaults)
+    parent = _parent(inodes, names, defaults)
     there = parent.children.get(names[-1])
     if there is not None:  # made above as the parent of another row: this row knows its attributes
         inodes.unlink(there)
@@ -149,6 +158,27 @@ def _place(inodes: Inodes, row: NodeRow, defaults: attrs.Defaults) -> Inode:
     return inodes.add(parent, names[-1], attributes, row.number)
 
 
+def _parent(inodes: Inodes, names: list[str], defaults: attrs.Defaults) -> Inode:
+    parent = inodes.root
+    for name in names[:-1]:
+        parent = parent.children.get(name) or _unverified(inodes, parent, name, defaults)
+    return parent
+
+
+def _place_known(inodes: Inodes, inode: Inode, row: NodeRow, attributes: Attributes, defaults: attrs.Defaults) -> Inode:
+    """Gives an inode of the session what the journal knows better."""
+    inode.learned(attributes)
+    if row.key is None:
+        inodes.unlink(inode)
+    elif not inode.linked or inodes.object_key(inode) != row.key:
+        names = row.key[len(inodes.prefix) :].rstrip("/").split("/")
+        parent = _parent(inodes, names, defaults)
+        if names[-1] in parent.children:
+            inodes.unlink(parent.children[names[-1]])
+        inodes.move(inode, parent, names[-1])
+    return inode
+
+
 def _unverified(inodes: Inodes, parent: Inode, name: str, defaults: attrs.Defaults) -> Inode:
     attributes = attrs.decode(None, is_directory=True, modified_ns=time.time_ns(), defaults=defaults)
     inode = inodes.add(parent, name, attributes)
@@ -158,6 +188,7 @@ def _unverified(inodes: Inodes, parent: Inode, name: str, defaults: attrs.Defaul
 
 def _restore(inode: Inode, row: NodeRow, staging: Staging, layers: list[StagedLayer]) -> None:
     inode.size, inode.token = row.size, row.token
+    inode.remote = None
     if row.remote_key is not None and row.remote_etag is not None:
         inode.remote = ObjectInfo(
             row.remote_key,
@@ -168,13 +199,17 @@ def _restore(inode: Inode, row: NodeRow, staging: Staging, layers: list[StagedLa
             decode_map(row.remote_headers),
         )
         inode.doubtful = bool(row.remote_etag)
-    if not layers or not stat.S_ISREG(row.mode):
+    _restore_data(inode, staging, layers)
+
+
+def _restore_data(inode: Inode, staging: Staging, layers: list[StagedLayer]) -> None:
+    if not layers or not inode.is_regular:
         return
     base_bytes = inode.remote.size_bytes if inode.remote is not None else 0
-    inode.data = DirtyFile.recovered(staging, row.number, base_bytes, layers)
+    inode.data = DirtyFile.recovered(staging, inode.number, base_bytes, layers)
     inode.size = inode.data.size
     inode.data.check_lengths()
     inode.data.close()
     if inode.data.damaged:
         inode.error = inode.data.damaged
-        log.error("%s: %s; it stays in %s", row.key, inode.error, staging.directory)
+        log.error("%s: %s; it stays in %s", inode.name or inode.number, inode.error, staging.directory)

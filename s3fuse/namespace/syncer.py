@@ -83,6 +83,7 @@ class Syncer:
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()
         self._failures: dict[int, int] = {}  # how often an inode has failed in a row
+        self._stopped: trio.Event | None = None
         self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
         self.deletes = Deletes(store, inodes, changes, self._failures)
         self.arrivals = Arrivals(inodes, changes, self.deletes, self._failures, self._hopeless)
@@ -92,7 +93,7 @@ class Syncer:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.uploads.run)
-            while True:
+            while self._stopped is None:
                 inode = self.changes.pop_due()
                 if inode is None:
                     await self.changes.wait_due()
@@ -104,6 +105,12 @@ class Syncer:
                     batch = [inode] if inode.linked or parked else [inode, *self._more_deletes()]
                     await self._slots.acquire_on_behalf_of(batch[0])
                     nursery.start_soon(self._attempt, batch)
+
+    async def stop(self) -> None:
+        """Begins nothing more, and returns when what was begun has ended: another process is to go on."""
+        self._stopped = trio.Event()
+        if self.changes.in_flight:
+            await self._stopped.wait()
 
     def wake(self) -> None:
         """Tries at once what the server could not take: it works again."""
@@ -118,7 +125,8 @@ class Syncer:
     def _keys(self, inode: Inode) -> set[str]:
         wanted = {inode.remote.key} if inode.remote is not None else set()
         if inode.linked:
-            wanted.add(self.inodes.object_key(inode))
+            key = self.inodes.object_key(inode)
+            wanted.update((key, *self.inodes.files_above(key)))
         return wanted
 
     def _take(self, inode: Inode) -> bool:
@@ -177,6 +185,8 @@ class Syncer:
                 if inode.data is not None and not inode.opens:
                     inode.data.close()  # however many files wait for another attempt
             self._slots.release_on_behalf_of(first)
+            if self._stopped is not None and not self.changes.in_flight:
+                self._stopped.set()
 
     def _postpone(self, inode: Inode, error: Exception) -> None:
         """Tells who waits, and tries again later: at once, then after up to a minute."""

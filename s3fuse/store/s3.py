@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from xml.sax.saxutils import escape
 
@@ -15,7 +16,7 @@ from s3fuse.store.s3client import Call, S3Client
 from s3fuse.store.s3headers import check_range, condition_headers, write_headers
 from s3fuse.store.s3markers import Markers, Routed, sidecar_key, without_marker_metadata
 from s3fuse.store.s3objects import S3Objects, deleted
-from s3fuse.store.s3probe import probe
+from s3fuse.store.s3probe import Findings, probe
 from s3fuse.store.transport import Transport
 
 if TYPE_CHECKING:
@@ -75,6 +76,20 @@ class S3Store(Routed):
     async def probe(self) -> Capabilities:
         self._objects.findings = findings = await probe(self._client, self)
         return findings.capabilities(self._client.server)
+
+    def findings(self) -> dict[str, Any]:
+        """What `probe` has found out, for `adopt`."""
+        return {"server": self._client.server, **asdict(self._objects.findings)}
+
+    def adopt(self, findings: dict[str, Any]) -> None:
+        """Takes what an earlier process has found out instead of probing."""
+        self._client.server = findings["server"]
+        self._objects.findings = Findings(**{field.name: findings.get(field.name) for field in fields(Findings)})
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What `probe` has found out."""
+        return self._objects.findings.capabilities(self._client.server)
 
     async def create_bucket(self) -> None:
         # us-east-1 is what servers take a bucket without a place for, and AWS refuses it as a name there.

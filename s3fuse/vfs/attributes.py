@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from s3fuse import attrs, waits
 from s3fuse.namespace.changes import TOKEN
+from s3fuse.session import operations
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode
@@ -71,6 +72,8 @@ class AttributeOperations:
     def _changed(self, inode: Inode) -> None:
         if inode.linked:
             self.core.changes.changed(inode)
+        elif inode.known is not None:
+            inode.known.changed(inode)
 
     async def readlink(self, inode: Inode) -> bytes:
         """A symlink's target, fetched once where only its object has it."""
@@ -126,11 +129,13 @@ class AttributeOperations:
             inode.xattrs = before
             raise
         inode.ctime_ns = time.time_ns()
-        self._changed(inode)
+        with self.core.known.step(operations.SETXATTR, inode.number, name):
+            self._changed(inode)
 
     async def removexattr(self, inode: Inode, name: bytes) -> None:
         self.core.check_writable()
         await self.getxattr(inode, name)
         inode.xattrs = {key: value for key, value in inode.xattrs.items() if key != name.decode()}
         inode.ctime_ns = time.time_ns()
-        self._changed(inode)
+        with self.core.known.step(operations.REMOVEXATTR, inode.number, name):
+            self._changed(inode)

@@ -137,7 +137,9 @@ class Budget:
     def _make_room(self) -> None:
         self._next_push = time.monotonic() + PUSH_S
         for inode in self._changes.dirty.values():
-            if inode.data is not None and not inode.writers and inode.error is None:
+            data = inode.data
+            # What an earlier process staged of a file that is open still cannot be parked: it may have been sent.
+            if data is not None and inode.error is None and (not inode.writers or data.unchecked):
                 self._changes.hasten(inode)
         self._park(0)
 

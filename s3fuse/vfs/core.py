@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.directories import Directories
     from s3fuse.namespace.inodes import Inodes
+    from s3fuse.namespace.known import Known
     from s3fuse.namespace.syncer import Syncer
     from s3fuse.reading.blocks import BlockCache
     from s3fuse.vfs.budget import Budget
@@ -30,6 +31,7 @@ class Core:
     syncer: Syncer
     blocks: BlockCache
     budget: Budget
+    known: Known
 
     def check_writable(self) -> None:
         if self.config.read_only:

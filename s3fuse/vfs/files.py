@@ -68,10 +68,15 @@ class Files:
         """A handle on an inode that needs no look at the bucket."""
         inode.opens += 1
         inode.writers += writes
-        handle, self._next = self._next, self._next + 1
+        handle = self._next
+        self.restore(handle, inode, writes)
+        return handle
+
+    def restore(self, handle: int, inode: Inode, writes: bool) -> None:
+        """A handle as it was given out: new, or by the process before this one, which counted it already."""
+        self._next = max(self._next, handle + 1)
         window = Window(BLOCK_BYTES, max(BLOCK_BYTES, min(32 << 20, self.core.blocks.limit_bytes // 8)))
         self.handles[handle] = Handle(inode, writes, window)
-        return handle
 
     async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
         """Up to `size` bytes from `offset`; fewer only at the end of the file."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 from s3fuse import keys
 from s3fuse.attrs import Attributes
 from s3fuse.errors import Refused
+from s3fuse.session import operations
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode
@@ -82,19 +83,30 @@ class Names:
             fail(errno.EINVAL, name)
 
     def _add(
-        self, parent: Inode, name: str, mode: int, uid: int, gid: int, *, rdev: int = 0, target: bytes | None = None
+        self,
+        operation: int,
+        parent: Inode,
+        name: str,
+        mode: int,
+        uid: int,
+        gid: int,
+        *,
+        rdev: int = 0,
+        target: bytes | None = None,
     ) -> Inode:
         now = time.time_ns()
         if parent.mode & stat.S_ISGID:  # System V group inheritance, as mount(8) describes for "grpid" directories
             gid = parent.gid
             if stat.S_ISDIR(mode):
                 mode |= stat.S_ISGID
-        inode = self.core.inodes.add(parent, name, Attributes(mode, uid, gid, now, now, now, rdev, {}, target))
-        inode.size = len(target) if target is not None else 0
-        if inode.listing is not None:
-            inode.listing.complete, inode.listing.valid_until = True, float("inf")
-        self._modified(parent)
-        self.core.changes.record(inode)
+        inodes = self.core.inodes
+        with self.core.known.step(operation, parent.number, name.encode(), inodes.next_number):
+            inode = inodes.add(parent, name, Attributes(mode, uid, gid, now, now, now, rdev, {}, target))
+            inode.size = len(target) if target is not None else 0
+            if inode.listing is not None:
+                inode.listing.complete, inode.listing.valid_until = True, float("inf")
+            self._modified(parent)
+            self.core.changes.record(inode)
         return inode
 
     def _settle(self, inode: Inode) -> Inode:
@@ -111,20 +123,20 @@ class Names:
     async def create(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
         """A new empty regular file, which its creator has open: it is sent when that is closed, never before."""
         text = await self._free_name(parent, name)
-        return self._add(parent, text, stat.S_IFREG | stat.S_IMODE(mode), uid, gid)
+        return self._add(operations.CREATE, parent, text, stat.S_IFREG | stat.S_IMODE(mode), uid, gid)
 
     async def mkdir(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
         text = await self._free_name(parent, name, "/")
-        return self._settle(self._add(parent, text, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid))
+        return self._settle(self._add(operations.MKDIR, parent, text, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid))
 
     async def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         """A fifo, socket, device or regular file."""
         text = await self._free_name(parent, name)
-        return self._settle(self._add(parent, text, mode, uid, gid, rdev=rdev))
+        return self._settle(self._add(operations.MKNOD, parent, text, mode, uid, gid, rdev=rdev))
 
     async def symlink(self, parent: Inode, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
         text = await self._free_name(parent, name)
-        return self._settle(self._add(parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target))
+        return self._settle(self._add(operations.SYMLINK, parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target))
 
     async def _child(self, parent: Inode, name: bytes) -> Inode:
         self.core.check_writable()
@@ -162,7 +174,8 @@ class Names:
         assert parent is not None
         if child.is_directory:
             self.core.inodes.leave(child)
-        with self.core.changes.journal.transaction():
+        operation = operations.RMDIR if child.is_directory else operations.UNLINK
+        with self.core.known.step(operation, parent.number, child.name.encode()):
             self.core.changes.removed(child)
             self._modified(parent)
             self._keep(parent)
@@ -230,7 +243,8 @@ class Names:
         old_parent = inode.parent
         assert old_parent is not None
         inode.ctime_ns = time.time_ns()
-        with self.core.changes.journal.transaction():
+        what = operations.renaming(inode.name.encode(), parent.number, name.encode())
+        with self.core.known.step(operations.RENAME, old_parent.number, what):
             if victim is not None:
                 self.core.changes.removed(victim)
             if inode.is_directory:

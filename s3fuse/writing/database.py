@@ -42,6 +42,7 @@ CREATE TABLE IF NOT EXISTS parked (
     PRIMARY KEY (number, start)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS temporary (key TEXT PRIMARY KEY, number INTEGER NOT NULL, token TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS step (id INTEGER PRIMARY KEY, done INTEGER NOT NULL) STRICT;
 """
 
 #: What makes a database of an earlier format one of the next.

@@ -40,6 +40,8 @@ class Journal:
     `lost` says what it has lost since it was last open, as a text ("": nothing). `suspect`: a statement failed.
     """
 
+    _done = 0  # the last step that was recorded
+
     def __init__(self, directory: Path, store: str) -> None:
         """Opens or makes it for the bucket that `store` names.
 
@@ -291,10 +293,25 @@ class Journal:
         found = self._execute("SELECT number, below FROM overlay")
         return {number: Overlay(below, ranges.get(number, [])) for number, below in found}
 
-    def drop_layers_without_node(self) -> None:
-        """Forgets what was staged for files that were unlinked while open: it ended with the process."""
+    def drop_layers_without_node(self, but: Iterable[int] = ()) -> None:
+        """Forgets what was staged for files that were unlinked while open, `but` for those that are open still."""
+        kept = ",".join(str(int(number)) for number in but)
         for table in ("layer", "segment", "overlay", "parked"):
-            self._execute(f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM node)")
+            self._execute(
+                f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM node) AND number NOT IN ({kept})"
+            )
+
+    # -- steps of the session (`namespace.known`)
+
+    def put_step(self, order: int) -> None:
+        """Records that all steps up to this one are done, those of the transaction it is recorded in among them."""
+        self._done = order
+        self._execute("INSERT OR REPLACE INTO step VALUES (1, ?)", (order,))
+
+    def step(self) -> int:
+        """The last step that is done."""
+        found = self._execute("SELECT done FROM step").fetchone()
+        return int(found[0]) if found else 0
 
     # -- the files
 
@@ -327,6 +344,7 @@ class Journal:
                 if self._noted:
                     self._noted = False
                     self.note_boot()
+                self.put_step(self._done)
             self._db.close()
         except BaseException:
             self._db.close()

@@ -1,7 +1,8 @@
 """The command line with a kill point: `daemon.py POINT COUNT ARMED mount …`.
 
-While the file ARMED exists, calls of the point are counted, and the COUNT-th one ends the process with SIGKILL, before
-or after the work that the point names. The code of s3fuse knows nothing of this: functions are wrapped here.
+While the file ARMED exists, calls of the point are counted, and the COUNT-th one ends the worker and its keeper with
+SIGKILL, before or after the work that the point names. The code of s3fuse knows nothing of this: functions are
+wrapped here.
 """
 
 from __future__ import annotations
@@ -64,6 +65,8 @@ def install(point: str, count: int, armed: str) -> None:
         if now == when and os.path.exists(armed):
             left -= 1
             if left == 0:
+                if os.getppid() != 1:
+                    os.kill(os.getppid(), signal.SIGKILL)  # the keeper, which would start another worker
                 os.kill(os.getpid(), signal.SIGKILL)
 
     @functools.wraps(work)
@@ -94,14 +97,20 @@ def shrink() -> None:
 
 
 def main() -> None:
-    point, count, armed, *arguments = sys.argv[1:]
-    if point:
-        install(point, int(count), armed)
-    shrink()
-    sys.argv = ["s3fuse", *arguments]
-    from s3fuse.cli import main as command
+    point, count, armed, verb, *arguments = sys.argv[1:]
+    sys.argv = [f"s3fuse {verb}", *arguments]
+    if verb == "worker":
+        if point:
+            install(point, int(count), armed)
+        shrink()
+        from s3fuse.worker import main as serve
 
-    command()
+        serve()
+    from s3fuse import cli, daemon
+
+    daemon.WORKER = (sys.executable, os.path.abspath(__file__), point, count, armed, "worker")
+    sys.argv = ["s3fuse", verb, *arguments]
+    cli.main()
 
 
 if __name__ == "__main__":

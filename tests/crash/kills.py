@@ -6,7 +6,6 @@ import hashlib
 import os
 import random
 import select
-import signal
 import statistics
 import sys
 import threading
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3fuse import control
 from tests.crash.daemon import POINTS
 from tests.crash.load import BIG, DIRECTORY, USUAL, State, Worker, accepts, difference
 from tests.fuse.harness import Bucket, Mount, s3_client
@@ -161,18 +161,17 @@ class Campaign:
 
     def _wait_for_death(self, point: str) -> str:
         """Returns when the daemon is dead, by its point or by our hand; gives what it was."""
+        worker = self.mount.worker_pid
         descriptor = os.pidfd_open(self.mount.pid)
         try:
             patience_s = self.random.uniform(0.05, 1.5) if point == RANDOM else POINT_S
             if any(word in point for word in BIG_POINTS):
                 patience_s = BIG_POINT_S
             reached, _, _ = select.select([descriptor], [], [], patience_s)
-            if reached:
-                return point
-            os.kill(self.mount.pid, signal.SIGKILL)
-            dead, _, _ = select.select([descriptor], [], [], PATIENCE_S)
-            assert dead, "the daemon does not die"
-            return RANDOM
+            if not reached:
+                self.mount.kill()
+            assert control.wait_for_end(worker, PATIENCE_S), "the worker does not die"
+            return point if reached else RANDOM
         finally:
             os.close(descriptor)
 

@@ -22,6 +22,8 @@ import trio
 from s3fuse.config import MountConfig
 from s3fuse.errors import Unavailable
 from s3fuse.mount import Mount
+from s3fuse.session.state import load
+from s3fuse.starting import Session
 from s3fuse.store.base import Bytes, ObjectInfo
 from s3fuse.store.faulty import FaultyStore
 from s3fuse.store.memory import MemoryStore
@@ -107,6 +109,7 @@ class Rig:
     seed: int | None = None
     paused: bool = False  # the syncer does not run
     ephemeral: bool = False
+    kept: bool = False  # the session is recorded, and a restart goes on with it
 
     async def start(self) -> Rig:
         self.line = Line(self.store, seed=self.seed)
@@ -133,7 +136,8 @@ class Rig:
         try:
             async with trio.open_nursery() as nursery:
                 store = cast("S3Store", self.line)
-                self.mount = Mount(config, "memory", store, self.store.capabilities, journal, nursery)
+                session = self._session(journal)
+                self.mount = Mount(config, "memory", store, self.store.capabilities, journal, nursery, session=session)
                 self.core: Core = self.mount.core
                 self.core.syncer.limits = self.core.syncer.parking.limits = self.limits
                 if self.budget_bytes is not None:
@@ -150,6 +154,14 @@ class Rig:
             journal.close()
             self._ended.set()
 
+    def _session(self, journal: Journal) -> Session:
+        path = self.cache.with_suffix(".session")
+        if not self.kept:
+            return Session()
+        if not path.exists():
+            return Session(path=path)
+        return Session(path=path, earlier=load(path, journal.step()))
+
     async def crash(self) -> None:
         """Ends it as SIGKILL would."""
         if self._ended.is_set():
@@ -162,6 +174,7 @@ class Rig:
             if inode.data is not None:
                 inode.data.close()
         self.core.staging.close()
+        self.core.known.leave()
 
     async def restart(self, cache: Path | None = None) -> Rig:
         """Crashes and mounts again, on another cache directory if one is given."""

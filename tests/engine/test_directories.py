@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from s3fuse.errors import Unavailable
+from s3fuse.session import operations
 from s3fuse.store.faulty import refused
 from s3fuse.store.memory import SEAWEEDFS, MemoryStore
 from tests.engine.rig import Bench, Clock, Rig, fails, gather, until
@@ -499,7 +500,7 @@ async def test_listing_begun_before_a_change_arrived_does_not_undo_it(
     match what:
         # `names` would wait for the listing where it looks a name up, so its parts after that are called.
         case "create" | "create and forget":
-            rig.names._add(root, "new", stat.S_IFREG | 0o644, 0, 0).lookups = int(what == "create")
+            rig.names._add(operations.CREATE, root, "new", stat.S_IFREG | 0o644, 0, 0).lookups = int(what == "create")
             expected |= {"new"}
         case "rewrite":
             handle = rig.files.open_known(inode, writes=True)
@@ -512,7 +513,7 @@ async def test_listing_begun_before_a_change_arrived_does_not_undo_it(
             rig.names._move(inode, root, "h", 0)
             expected = {"g", "h"}
         case "mkdir":
-            rig.names._add(root, "new", stat.S_IFDIR | 0o755, 0, 0).lookups = 1
+            rig.names._add(operations.MKDIR, root, "new", stat.S_IFDIR | 0o755, 0, 0).lookups = 1
             expected |= {"new"}
         case "rmdir":
             rig.names.remove(directory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -1110,3 +1110,47 @@ async def test_a_new_directory_arrives_before_what_is_in_it(bench: Bench) -> Non
         gate.open()
     await rig.drained()
     assert bench.listed() == ["d/", "d/e/", "d/e/f"]
+
+
+@pytest.mark.parametrize("way", ["renamed", "into it", "removed", "open"])
+async def test_nothing_is_below_a_file_while_that_is_there(
+    bench: Bench, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MinIO shows nothing of a directory while there is an object of its name."""
+    await bench.upload("f", b"data")
+    rig = await bench.rig(paused=True)
+    put, copy = bench.store.put, bench.store.copy
+
+    def checked(call: Any) -> Any:
+        async def check(*args: Any, **kwargs: Any) -> Any:
+            result = await call(*args, **kwargs)
+            keys = bench.listed()
+            below = [key for key in keys if key.startswith("f/")]
+            assert not (below and "f" in keys), keys
+            return result
+
+        return check
+
+    handle = await rig.open("f") if way == "open" else None
+    if way in ("renamed", "into it"):
+        await rig.rename("f", "g")
+    else:
+        await rig.unlink("f")
+    await rig.mkdir("f")
+    await rig.put("f/a", b"below")
+    if way == "into it":
+        await rig.rename("g", "f/g")
+    else:
+        monkeypatch.setattr(bench.store, "put", checked(put))
+        monkeypatch.setattr(bench.store, "copy", checked(copy))
+    monkeypatch.setattr(changes, "LATE_S", 0.2)
+    rig.core.changes.hold("g")  # it has to wait for its place
+    rig.mount.nursery.start_soon(rig.core.syncer.run)
+    await rig.drain(rounds=12)
+    contents = {"f/": b"", "f/a": b"below"}
+    contents |= {"renamed": {"g": b"data"}, "into it": {"f/g": b"data"}}.get(way, {})
+    if handle is not None:
+        assert await rig.pread(handle) == b"data"
+        rig.close(handle)
+    await rig.drained()
+    assert bench.contents() == contents

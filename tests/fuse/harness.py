@@ -83,6 +83,14 @@ def free_environment(**changes: str) -> dict[str, str]:
     return kept | {"MC_CONFIG_DIR": "/nonexistent"} | changes
 
 
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that has ended and is not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 @dataclass
 class Bucket:
     """A bucket seen through the S3 API, beside s3fuse's own client."""
@@ -254,13 +262,7 @@ class Mount:
 
     @property
     def running(self) -> bool:
-        if not self.pid:
-            return False
-        try:
-            state = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return False
-        return state != "Z"
+        return bool(self.pid) and is_alive(self.pid)
 
     def wait_for_end(self, timeout_s: float = 30) -> None:
         """Returns when the daemon has ended."""
@@ -293,10 +295,21 @@ class Mount:
             shutil.rmtree(self.cache)
         return self.start(*more)
 
+    @property
+    def worker_pid(self) -> int:
+        """The process that serves the mount now; `pid` is its keeper."""
+        return int(control.last_said(self.mountpoint)["worker_pid"])
+
     def kill(self) -> None:
-        """SIGKILL to the daemon, as a crash; the dead mount stays."""
-        os.kill(self.pid, signal.SIGKILL)
+        """SIGKILL to keeper and worker, as a crash of the whole; the dead mount stays."""
+        worker = self.worker_pid
+        os.kill(self.pid, signal.SIGSTOP)  # it shall not see the worker die, nor the worker it
+        for pid in (worker, self.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         self.wait_for_end()
+        # Its first thread may be gone while others still have the connection.
+        assert control.wait_for_end(worker, 60), "the worker does not die"
 
     def status(self) -> dict[str, Any]:
         return control.request(self.mountpoint, "status")
@@ -322,7 +335,7 @@ class Mount:
 
     def memory_peak_bytes(self) -> int:
         """The most memory that the daemon had resident so far."""
-        text = Path(f"/proc/{self.pid}/status").read_text()
+        text = Path(f"/proc/{self.worker_pid}/status").read_text()
         found = re.search(r"VmHWM:\s+(\d+) kB", text)
         assert found
         return int(found[1]) * 1024
@@ -350,6 +363,8 @@ class Mount:
             with suppress(OSError):
                 kernel.unmount(self.mountpoint, lazy=True)
         if self.running:
+            with suppress(KeyError):
+                self.kill()
             with suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
 

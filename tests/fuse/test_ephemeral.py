@@ -28,7 +28,8 @@ def test_nothing_on_disk(
     body = random.Random(1).randbytes(40 << 20)
     (mount.path / "secret").write_bytes(b"secret")
     (mount.path / "large").write_bytes(body)
-    open_files = [os.readlink(f"/proc/{mount.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{mount.pid}/fd")]
+    folder = f"/proc/{mount.worker_pid}/fd"
+    open_files = [os.readlink(f"{folder}/{fd}") for fd in os.listdir(folder)]
     kept = [name for name in open_files if name.startswith("/") and not name.startswith(("/dev/", "/memfd:"))]
     assert set(kept) <= {str(mount.log)}
     status = mount.status()

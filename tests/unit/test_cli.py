@@ -60,11 +60,10 @@ def mount(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MountConfi
     """What `s3fuse mount` with these arguments would serve."""
     served: list[MountConfig] = []
 
-    def serve(config: MountConfig, ready: Callable[[], None]) -> ExitCode:
+    def start(config: MountConfig, worker: object, log_hint: str, *, foreground: bool) -> None:
         served.append(config)
-        return ExitCode.DONE
 
-    monkeypatch.setattr("s3fuse.mount.serve", serve)
+    monkeypatch.setattr("s3fuse.daemon.start_keeper", start)
     monkeypatch.setattr("s3fuse.daemon.set_up_logging", lambda level, log_file: None)
 
     def invoke(*arguments: str) -> MountConfig:
@@ -234,7 +233,7 @@ def test_usage(tmp_path: Path, arguments: str, text: str) -> None:
     (tmp_path / "mnt").mkdir()
     words = [str(tmp_path / "mnt") if word == "M" else word for word in arguments.split()]
     done = subprocess.run([sys.executable, "-m", "s3fuse", *words], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout) == (ExitCode.USAGE, "")
+    assert (done.returncode, done.stdout) == (ExitCode.USAGE, ""), done.stderr
     assert text in done.stderr
     if text.startswith("s3fuse:"):
         assert done.stderr.count("\n") == 1
@@ -253,7 +252,7 @@ def test_help_is_quick_as_it_loads_nothing_big() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True, timeout=30) == "[]\n"
 
 
-@pytest.mark.parametrize("verb", ["mount", "umount", "flush", "status", "server", "plugin"])
+@pytest.mark.parametrize("verb", ["mount", "umount", "flush", "restart", "status", "server", "plugin"])
 def test_every_verb_has_help(run: Run, verb: str) -> None:
     code, text, _ = run(verb, "--help")
     assert code == 0

@@ -41,7 +41,7 @@ async def served(**handlers: Handler) -> AsyncIterator[trio.Event]:
     stopping = trio.Event()
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            await nursery.start(control.serve, MOUNTPOINT, ABOUT, handlers, stopping)
+            await nursery.start(control.serve, control.open_door(MOUNTPOINT, ABOUT), MOUNTPOINT, handlers, stopping)
             yield stopping
             stopping.set()
 
@@ -219,7 +219,8 @@ async def test_the_end_without_the_runtime_directory(runtime: Path) -> None:
 async def test_a_daemon_that_drains_leaves_the_next_ones_socket_alone(runtime: Path) -> None:
     async with served(old=echo) as stopping, trio.open_nursery() as nursery:
         later = trio.Event()
-        await nursery.start(control.serve, MOUNTPOINT, {**ABOUT, "bucket": "next"}, {"new": echo}, later)
+        door = control.open_door(MOUNTPOINT, {**ABOUT, "bucket": "next"})
+        await nursery.start(control.serve, door, MOUNTPOINT, {"new": echo}, later)
         stopping.set()
         await trio.testing.wait_all_tasks_blocked()
         assert await ask("new") == {"verb": "new"}
@@ -228,10 +229,10 @@ async def test_a_daemon_that_drains_leaves_the_next_ones_socket_alone(runtime: P
     assert names(runtime) == set()
 
 
-async def test_a_directory_that_others_can_write_is_refused(runtime: Path) -> None:
+def test_a_directory_that_others_can_write_is_refused(runtime: Path) -> None:
     make(runtime, 0o770)
     with pytest.raises(UserError, match=f"{runtime} must belong to this user with mode 0700"):
-        await control.serve(MOUNTPOINT, ABOUT, {}, trio.Event())
+        control.open_door(MOUNTPOINT, ABOUT)
 
 
 def test_no_daemon() -> None:

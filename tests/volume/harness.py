@@ -24,7 +24,7 @@ from s3fuse.mountpoint import refuse_writes
 from tests.fuse.harness import S3FUSE, free_environment, wait_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from tests.servers import Server
 
@@ -182,6 +182,13 @@ class Plugin:
         said = control.request(self.mountpoint(name), "status")
         return int(said.get("worker_pid") or said["pid"])
 
+    def kill_daemon(self, name: str) -> None:
+        """Kills the mount's keeper and the process that it keeps."""
+        session = _session(self.daemon(name))
+        kill_all(session)
+        for process in session:
+            assert control.wait_for_end(process, WAIT_S)
+
     def mounted(self, name: str) -> bool:
         return kernel.mount_entry(self.mountpoint(name)) is not None
 
@@ -228,9 +235,7 @@ class Plugin:
                 with suppress(OSError):
                     Path(f"/sys/fs/fuse/connections/{entry.device.partition(':')[2]}/abort").write_text("1")
                 kernel.unmount(mountpoint, lazy=True)
-            for process in session:
-                with suppress(ProcessLookupError):
-                    os.kill(process, signal.SIGKILL)
+            kill_all(session)
             for process in session:
                 control.wait_for_end(process, 10)
 
@@ -240,6 +245,14 @@ class Plugin:
         for mountpoint in (self.folder / "mounts").glob("*"):
             refuse_writes(mountpoint, on=False)
         shutil.rmtree(self.folder / "cache", ignore_errors=True)
+
+
+def kill_all(processes: Iterable[int]) -> None:
+    """Kills processes so that none of them sees another one die."""
+    for sig in (signal.SIGSTOP, signal.SIGKILL):
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.kill(process, sig)
 
 
 @dataclass

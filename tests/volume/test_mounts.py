@@ -125,11 +125,11 @@ def test_a_container_that_ends_while_the_plugin_is_away(plugins: Plugins, bucket
     plugin.call("Remove", Name="vol")
 
 
-@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("who", ["its keeper", "the plugin", "the next Mount"])
 def test_a_daemon_that_is_killed_comes_back_with_what_it_had(
-    plugins: Plugins, bucket: Bucket, held: bool, gate_to: Callable[[Server], Gate]
+    plugins: Plugins, bucket: Bucket, who: str, gate_to: Callable[[Server], Gate]
 ) -> None:
-    """Whether it is the plugin or a keeper that brings it back."""
+    """Whoever brings it back."""
     gate = gate_to(bucket.server)
     plugin = plugins(gate.server)
     plugin.allowed.append("volume vol: its daemon is dead")
@@ -137,19 +137,21 @@ def test_a_daemon_that_is_killed_comes_back_with_what_it_had(
     path = plugin.mount("vol", "run")
     gate.hold()
     (path / "file").write_text("not uploaded yet")
-    pid = plugin.serving("vol")
-    if not held:
-        plugin.stop(signal.SIGKILL)
-    os.kill(pid, signal.SIGKILL)
+    before = plugin.serving("vol")
+    if who == "its keeper":
+        os.kill(before, signal.SIGKILL)
+    else:
+        if who == "the next Mount":
+            plugin.stop(signal.SIGKILL)
+        plugin.kill_daemon("vol")
     gate.open()
-    if not held:
-        control.wait_for_end(pid, WAIT_S)
+    if who == "the next Mount":
         plugin.start()
         plugin.mount("vol", "again")
 
     def back() -> bool:
         try:
-            return plugin.serving("vol") != pid and (path / "file").read_text() == "not uploaded yet"
+            return plugin.serving("vol") != before and (path / "file").read_text() == "not uploaded yet"
         except OSError:
             return False
 

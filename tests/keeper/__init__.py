@@ -1,0 +1,1 @@
+"""The mount outlives its daemon."""
