@@ -65,22 +65,22 @@ def starts(node: Node, plugin: Plugin, bucket: str) -> None:
 def transfers(node: Node, plugin: Plugin, bucket: str) -> None:
     """A file on the volume, by a container and by a program of the machine on the volume's mount."""
     plugin.create("vol", bucket, prefix="vol")
-    node.container("a", "-v", "vol:/data")
+    node.container("one", "-v", "vol:/data")
     place = next(entry.mountpoint for entry in node.mounts())
 
     def forget() -> None:
         """A new mount with an empty cache."""
-        node.docker("stop", "a")
+        node.docker("stop", "one")
         plugin.wait_until_idle()
         node.script("rm -rf /var/cache/s3fuse/volume-vol")
-        node.docker("start", "a")
+        node.docker("start", "one")
 
     print(f"{_MIB} MiB, MiB/s:")
     for name, script in (("write and fsync", _WRITE), ("read, cold", _READ)):
-        inside = median_s(lambda script=script: node.shell("a", script), _TRANSFERS, forget)
+        inside = median_s(lambda script=script: node.shell("one", script), _TRANSFERS, forget)
         outside = median_s(lambda script=script: node.script(script.replace("/data", place)), _TRANSFERS, forget)
         print(f"  {_MIB / inside:.0f} in a container, {_MIB / outside:.0f} beside it  {name}")
-    node.docker("rm", "-f", "a")
+    node.docker("rm", "-f", "one")
 
 
 def main() -> None:
