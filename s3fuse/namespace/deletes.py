@@ -88,10 +88,13 @@ class Deletes:
         return behind + [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
 
     def _leave_what_may_come(self, ready: dict[str, Inode]) -> None:
-        """Puts off the deletes of directories whose markers an earlier process may have sent: they may still come."""
+        """Puts off deletes where an earlier process may have sent something else to the key: that may still come.
+
+        That is a directory's marker, or what the inode has joined to its own object (`Changes.orphan`).
+        """
         late_s = self.changes.late_for_s()
-        if late_s:
-            for key in [key for key, inode in ready.items() if key.endswith("/") and inode.maybe_at == key]:
+        for key, inode in list(ready.items()) if late_s else ():
+            if "," in inode.token or (key.endswith("/") and inode.maybe_at == key):
                 self.changes.queue(ready.pop(key), late_s)
 
     def _failing_below(self, key: str) -> Inode | None:
