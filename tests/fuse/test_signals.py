@@ -52,7 +52,9 @@ def own_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def interrupted(mount: Mount, call: str, path: Path, number: int, handled: bool) -> None:
     """Runs the call, signals it while it waits, and returns when the program has ended without an answer."""
     assert mount.status()["waiting_calls"] == 0
-    action = "" if handled else "signal.signal(signal.SIGINT, signal.SIG_DFL);"
+    # What runs the tests may have had them ignored, as a shell does in the background.
+    disposition = "default_int_handler" if handled else "SIG_DFL"
+    action = f"signal.signal({int(number)}, signal.{disposition});" if number != signal.SIGKILL else ""
     code = f"import os, signal, sys, threading; path = sys.argv[1]; {action} print(flush=True)\n{CALLS[call]}"
     child = subprocess.Popen(
         [sys.executable, "-c", code, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
