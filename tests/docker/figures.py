@@ -66,7 +66,7 @@ def transfers(node: Node, plugin: Plugin, bucket: str) -> None:
     """A file on the volume, by a container and by a program of the machine on the volume's mount."""
     plugin.create("vol", bucket, prefix="vol")
     node.container("one", "-v", "vol:/data")
-    place = next(entry.mountpoint for entry in node.mounts())
+    place = next(entry.mountpoint for entry in node.mounts() if Path(entry.mountpoint).name == "vol")
 
     def forget() -> None:
         """A new mount with an empty cache."""
