@@ -62,11 +62,12 @@ class Range:
         return self.stop - self.start
 
     async def chunks(self) -> AsyncIterator[Buffer]:
+        read_base = self.version.read_base if self._base_bytes() <= CACHED_BASE_BYTES else None
         for piece in self.version.pieces:
             start, stop = max(piece.start, self.start), min(piece.stop, self.stop)
             while start < stop:
                 end = min(stop, start + CHUNK_BYTES)
-                yield await self._read(piece._replace(start=start, stop=end))
+                yield await self._read(piece._replace(start=start, stop=end), read_base)
                 start = end
 
     def _base_bytes(self) -> int:
@@ -74,13 +75,12 @@ class Range:
         pieces = (piece for piece in self.version.pieces if piece.source == BASE)
         return sum(max(0, min(piece.stop, self.stop) - max(piece.start, self.start)) for piece in pieces)
 
-    async def _read(self, piece: Piece) -> Buffer:
+    async def _read(self, piece: Piece, read_base: ReadBase | None) -> Buffer:
         base, data, parked = self.version.base, self.version.data, piece.parked
-        read_base = self.version.read_base
         if piece.is_local:
             assert data is not None
             return data.read_piece(piece)
-        if parked is None and base is not None and read_base is not None and self._base_bytes() <= CACHED_BASE_BYTES:
+        if parked is None and base is not None and read_base is not None:
             return await read_base(base, piece.start, piece.stop)
         buffer = bytearray(piece.stop - piece.start)
         if parked is not None:
