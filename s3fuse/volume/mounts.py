@@ -39,8 +39,8 @@ MOUNT_S = 100.0
 TICK_S = 15.0
 ASKED_TICK_S = 1.0
 BUSY_TICK_S = 1.0
-#: A container that lives at all has its mount by then.
-FIRST_LOOK_S = 1.0
+#: After a Mount the looks at who holds it begin with this pause; each is about as long as all before it.
+FIRST_LOOK_S = 0.1
 RETRY_S = (1.0, 60.0)
 
 
@@ -297,7 +297,8 @@ class VolumeMount:
             return BUSY_TICK_S
         least_s = min(TICK_S, max(0.05, self.places.stale_s))
         if self.uses:
-            return min(least_s, FIRST_LOOK_S if self.uses.age_s() < FIRST_LOOK_S else TICK_S)
+            # A container that nobody saw counts as not there yet, so even a short-lived one is to be seen.
+            return min(least_s, max(FIRST_LOOK_S, self.uses.age_s()))
         lingers_s = self.uses.last_at + self.places.linger_s - now
         # After that something holds it whose end nobody will tell.
         return min(least_s, lingers_s if lingers_s > 0 else max(BUSY_TICK_S, self.places.linger_s))

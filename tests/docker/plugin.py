@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s3fuse.volume.uses import UNSEEN
 from tests.docker import unixhttp
 from tests.docker.documents import ROOT
-from tests.docker.node import Node, Process, wait_until
+from tests.docker.node import LIMIT_S, Node, Process, wait_until
 
 if TYPE_CHECKING:
     from tests.fuse.harness import Bucket
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _SYSTEMCTL = Path(__file__).with_name("systemctl.py")
 CREDENTIALS = "/etc/s3fuse/credentials"
+_STALE_S = 6
 
 
 class Plugin:
@@ -33,7 +35,7 @@ class Plugin:
         self.node = node
         self.server = server
         self.held = held
-        self.flags = ("--linger=1s", "--stale=6s", *flags)
+        self.flags = ("--linger=1s", f"--stale={_STALE_S}s", *flags)
         self.keys("test", server.access_key, server.secret_key)
         if defaults:
             self.flags += (f"--endpoint={server.endpoint}", "--credentials=test")
@@ -139,7 +141,8 @@ class Plugin:
         return not self.node.devices() and not self.node.mounts() and not self.mount_processes()
 
     def wait_until_idle(self) -> None:
-        wait_until(self.idle)
+        # An Unmount may be lost before any container was seen: that counts longer.
+        wait_until(self.idle, timeout_s=LIMIT_S + _STALE_S * UNSEEN)
 
     def log_tail(self) -> str:
         """The ends of its log and of its mounts' logs."""

@@ -167,6 +167,18 @@ async def test_ids_without_an_unmount(world: World, tmp_path: Path) -> None:
         assert not mount.uses
 
 
+async def test_a_container_that_comes_late_and_goes_soon_is_seen(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mounts, "TICK_S", 600)
+    async with volume(world, tmp_path, stale_s=600) as mount:
+        await mount.acquire("1")
+        looks = len(world.asked)
+        await until(lambda: len(world.asked) > looks + 2)
+        world.held = True
+        await until(lambda: mount.uses.by_id["1"].seen)
+
+
 async def test_an_id_that_no_container_was_seen_with_counts_longer(world: World, tmp_path: Path) -> None:
     now = time.monotonic()
     unseen, left = Use(now - 5), Use(now - 5, seen=True, gone_at=now - 2)
