@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.attrs import Attributes
+from s3fuse.namespace.lateness import Lateness
 from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.rows import NodeRow, encode_map, encode_xattrs
 
@@ -33,8 +34,6 @@ QUIET_S = 0.1
 SETTLE_S = 1.0
 #: Objects left behind are deleted in steps of this, so that many go with one request.
 GATHER_S = 0.1
-#: A server may carry out a request some time after the process that sent it has died.
-LATE_S = 5.0
 
 
 def tokens(inode: Inode) -> list[str]:
@@ -50,6 +49,7 @@ class Changes:
         self.inodes = inodes
         self._session = secrets.token_hex(6)
         self.journal = journal
+        self.late = Lateness(journal)
         self.dirty: dict[int, Inode] = {}
         #: What `syncer` is bringing to the bucket at this moment, with the keys that it holds for that.
         self.in_flight: dict[int, set[str]] = {}
@@ -60,32 +60,6 @@ class Changes:
         self._last_change = 0.0
         self._waiters: dict[int, list[trio.Event]] = {}
         self._wake = trio.Event()
-        self._held: dict[str, float] = {}  # key -> until when
-        self._late_until = 0.0
-
-    def follow(self) -> None:
-        """An earlier process has had requests under way: what it sent may come to the bucket for a while yet."""
-        self._late_until = time.monotonic() + LATE_S
-
-    def late_for_s(self) -> float:
-        """For how long that may still be."""
-        return max(0.0, self._late_until - time.monotonic())
-
-    def hold(self, key: str) -> None:
-        """Has nothing written at a key for a while: a delete that an earlier process sent may still come there.
-
-        Of all requests only a delete has no condition: it would take the new object.
-        """
-        self._held[key] = time.monotonic() + LATE_S
-
-    def held_for_s(self, key: str) -> float:
-        """For how long nothing may be written at a key yet."""
-        if key not in self._held:
-            return 0.0
-        left_s = self._held[key] - time.monotonic()
-        if left_s <= 0:
-            del self._held[key]
-        return max(0.0, left_s)
 
     def record(self, inode: Inode) -> None:
         """Journals the inode as it is now and counts it as changed."""
@@ -146,8 +120,6 @@ class Changes:
         Not where the inode's own object is: bytes of the file may be there only.
         """
         if inode.maybe_at is not None and (inode.remote is None or inode.remote.key != inode.maybe_at):
-            if self.late_for_s():
-                self._held[inode.maybe_at] = self._late_until  # what comes there late is nothing that others replace
             self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: ",".join(tokens(inode))}, {}))
             inode.maybe_at = None
 
@@ -165,8 +137,7 @@ class Changes:
             return
         inode = self.inodes.add_orphan(Attributes(stat.S_IFREG, 0, 0, 0, 0, 0))
         inode.remote = remote
-        if remote.key not in self.inodes.displaced:
-            self.inodes.displace(inode)
+        self.inodes.displace(inode)
         self.record(inode)
         self.queue(inode, GATHER_S - time.monotonic() % GATHER_S)
 

@@ -101,9 +101,14 @@ class Clearing:
         if self._in_circle(inode, other):
             await self._set_aside(other)
             return
-        if other.number not in self.failures:  # else it has its own time to be tried again
-            self.changes.queue(other)
+        self._bring_soon(other)
         raise Behind(other)
+
+    def _bring_soon(self, other: Inode) -> None:
+        """Has another inode brought to the bucket, unless it has a time of its own: it fails, or has to wait."""
+        waits = other.remote is not None and self.changes.late.before_delete_s(other.remote.key)
+        if other.number not in self.failures and not waits:
+            self.changes.queue(other)
 
     async def _clear_above(self, inode: Inode, key: str) -> None:
         """Raises Behind while the object of a file is where a directory is now, in which the inode's key is.
@@ -117,8 +122,7 @@ class Clearing:
             await self._set_aside(other)
             other = self.inodes.displaced.get(key, inode)
         if other is not inode:
-            if other.number not in self.failures:
-                self.changes.queue(other)
+            self._bring_soon(other)
             raise Behind(other)
 
     async def went_by_itself(self, inode: Inode, key: str) -> bool:

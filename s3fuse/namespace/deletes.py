@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 #: How long a directory waits for what is in it.
 BEHIND_S = 0.02
+#: The same while some of that may have to wait for seconds.
+LATE_BEHIND_S = 0.25
 #: From how many keys on a page of a listing is cheaper than a HEAD for each.
 LISTED_KEYS = 10
 
@@ -65,10 +67,10 @@ class Deletes:
             directory = ready.pop(key)
             blocker = self._failing_below(key)
             if blocker is None:
-                self.changes.queue(directory, BEHIND_S)
+                self.changes.queue(directory, BEHIND_S if self.changes.late.is_over else LATE_BEHIND_S)
             else:
                 behind.append((directory, Behind(blocker)))
-        ours, there = await self._still_ours(ready)
+        ours = await self._still_ours(ready)
         failed: dict[str, str] = {}
         if len(ours) == 1:
             await self.store.delete(ours[0])
@@ -78,23 +80,16 @@ class Deletes:
             for key, inode in ready.items():
                 if key in failed:
                     continue
-                late_s = self.changes.late_for_s()
-                if late_s and key not in there and inode.remote is not None and not inode.remote.etag:
-                    self.changes.queue(inode, late_s)  # what may be there may still come
-                    continue
                 if key in ours:
                     self.inodes.note_deleted(key)
                 self.forget(inode)
         return behind + [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
 
     def _leave_what_may_come(self, ready: dict[str, Inode]) -> None:
-        """Puts off deletes where an earlier process may have sent something else to the key: that may still come.
-
-        That is a directory's marker, or what the inode has joined to its own object (`Changes.orphan`).
-        """
-        late_s = self.changes.late_for_s()
-        for key, inode in list(ready.items()) if late_s else ():
-            if "," in inode.token or (key.endswith("/") and inode.maybe_at == key):
+        """Puts off deletes where what an earlier process wrote may still come: it would stay."""
+        for key in () if self.changes.late.is_over else list(ready):
+            late_s = self.changes.late.before_delete_s(key)
+            if late_s:
                 self.changes.queue(ready.pop(key), late_s)
 
     def _failing_below(self, key: str) -> Inode | None:
@@ -111,11 +106,8 @@ class Deletes:
         heir = self.inodes.at(inode.remote.key) if inode.remote is not None else None
         return not inode.opens and (heir is None or heir.is_directory or not heir.dirty)
 
-    async def _still_ours(self, ready: Mapping[str, Inode]) -> tuple[list[str], set[str]]:
-        """The keys that hold the version that was removed here, children first; what others put there stays.
-
-        Second, all keys that have an object.
-        """
+    async def _still_ours(self, ready: Mapping[str, Inode]) -> list[str]:
+        """The keys that hold the version that was removed here, children first; what others put there stays."""
         files = {key: inode.remote for key, inode in ready.items() if inode.remote is not None and key[-1:] != "/"}
         by_folder: dict[str, list[str]] = {}
         for key in sorted(files):
@@ -137,12 +129,18 @@ class Deletes:
                 pass  # what was in doubt has not come there
             else:
                 log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
-        return sorted(ours, reverse=True), {*there, *ours}
+        return sorted(ours, reverse=True)
 
     def _is_of_another(self, inode: Inode, info: ObjectInfo) -> bool:
         """Whether the object is one that another inode of ours has in the bucket, there or on its way from there."""
-        other = self.inodes.displaced.get(info.key) or self.inodes.at(info.key)
-        return other is not None and other is not inode and other.remote is not None and other.remote.etag == info.etag
+        named = self.inodes.at(info.key)
+        for other in (*self.inodes.all_at(info.key), *((named,) if named is not None else ())):
+            if other is inode or other.remote is None:
+                continue
+            written = (other.remote.metadata or {}).get(TOKEN, "").split(",")
+            if other.remote.etag == info.etag or (not other.remote.etag and carries(info, written)):
+                return True
+        return False
 
     async def _look(
         self, folder: str, keys: list[str], files: Mapping[str, ObjectInfo], there: dict[str, ObjectInfo]

@@ -197,6 +197,7 @@ class Inodes:
         self.table: dict[int, Inode] = {ROOT: self.root}
         #: Where the bucket holds an inode whose place in the tree is another one, or none.
         self.displaced: dict[str, Inode] = {}
+        self._also_at: dict[str, list[Inode]] = {}
         #: The keys that an operation in the bucket holds now, with the inode that it is for.
         self.claimed: dict[str, Inode] = {}
         #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
@@ -279,22 +280,47 @@ class Inodes:
             inode.known.changed(inode)
 
     def displace(self, inode: Inode) -> None:
-        """Notes that the inode's object is not where its name is (it may be, after a move back: no harm)."""
-        if inode.remote is not None:
-            key = inode.remote.key
-            if key not in self.displaced:
-                self._displaced_below.update(ancestors(key))
-            self.displaced[key] = inode
+        """Notes that the inode's object is not where its name is (it may be, after a move back: no harm).
+
+        Of several at one key the last whose object was there for certain counts; the others follow when that settles.
+        """
+        if inode.remote is None:
+            return
+        key = inode.remote.key
+        before = self.displaced.get(key)
+        if before is None:
+            self._displaced_below.update(ancestors(key))
+        elif before is not inode:
+            others = self._also_at.setdefault(key, [])
+            if before.remote is not None and before.remote.etag and not inode.remote.etag:
+                others.append(inode)
+                return
+            others.append(before)
+        self.displaced[key] = inode
 
     def displace_if_moved(self, inode: Inode) -> None:
         """`displace` for an inode that comes back from the journal."""
         if inode.remote is not None and (not inode.linked or self.object_key(inode) != inode.remote.key):
             self.displace(inode)
 
+    def all_at(self, key: str) -> list[Inode]:
+        """Every inode that has, or may have, an object at the key without its name standing for it."""
+        before = self.displaced.get(key)
+        return [] if before is None else [before, *self._also_at.get(key, ())]
+
     def settle(self, key: str, inode: Inode) -> None:
         """The inode's object has left `key`, or `key` has become its place."""
+        others = self._also_at.get(key, [])
         if self.displaced.get(key) is not inode:
+            if inode in others:
+                others.remove(inode)
             return
+        while others:
+            other = others.pop()
+            if other.remote is not None and other.remote.key == key:
+                self.displaced[key] = other
+                return
+        self._also_at.pop(key, None)
         del self.displaced[key]
         for above in ancestors(key):
             self._displaced_below[above] -= 1

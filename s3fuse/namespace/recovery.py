@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
+import stat
 import time
 from typing import TYPE_CHECKING
 
 from s3fuse import attrs, keys
 from s3fuse.attrs import Attributes
+from s3fuse.namespace.lateness import DELETE
 from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.database import unreadable
 from s3fuse.writing.dirty import DirtyFile
@@ -18,7 +20,7 @@ from s3fuse.writing.rows import NodeRow, StagedLayer, decode_map, decode_xattrs
 from s3fuse.writing.staging import reader
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from s3fuse.namespace.changes import Changes
@@ -52,8 +54,7 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
     named = ((number, staged) for number, of_file in layers.items() for staged in of_file)
     staging.begin(named, keep_what_is_lost(changes.journal))
     inodes.reserve(max((row.number for row in rows), default=0))
-    if rows:
-        changes.follow()
+    late: list[tuple[str, int]] = []
     for row in rows:
         inode = _place(inodes, row, defaults)
         _restore(inode, row, staging, layers.get(row.number, []))
@@ -66,17 +67,34 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
             changes.doubt(inode)
         if inode.linked and inode.maybe_at is None and (inode.remote is None or inode.remote.key != key):
             inode.maybe_at = key
-        if not inode.linked and inode.remote is not None:
-            changes.hold(inode.remote.key)
+        late += may_come(row, is_staged=row.number in layers)
         if not inode.writers:
             changes.queue(inode)
     for inode in kept:
         if inode.number not in changes.dirty:
             _restore_data(inode, staging, layers.get(inode.number, []))
+    changes.late.expect(late)
     inodes.leave_what_is_not_there()
     if rows:
         log.info("the journal holds %d changes that are not in the bucket yet", len(rows))
     return len(rows)
+
+
+def may_come(row: NodeRow, *, is_staged: bool) -> Iterator[tuple[str, int]]:
+    """What a process that had this row in its journal may have sent and not heard of (see `Lateness.expect`).
+
+    A write over the object that is there has a condition that a delete of that object breaks: only markers have none.
+    """
+    marker = stat.S_ISDIR(row.mode)
+    if row.key is not None and (marker or row.key != row.remote_key):
+        is_copy = row.remote_key is not None and not is_staged
+        yield row.key, -row.number if marker or is_copy else row.number
+    if row.maybe_at is not None:
+        yield row.maybe_at, -row.number
+    if row.key is None and row.remote_key is not None:
+        yield row.remote_key, DELETE
+        if marker or not row.remote_etag:
+            yield row.remote_key, -row.number
 
 
 def after_power_failure(layers: Mapping[int, list[StagedLayer]], staging: Path) -> dict[int, list[StagedLayer]]:
@@ -123,6 +141,7 @@ def rewrite(changes: Changes, uploads: Uploads) -> None:
             inode.data.journal_again()
     for upload in (*uploads.left.values(), *uploads.running.values()):
         changes.journal.put_upload(upload)
+    changes.late.journal_again()
 
 
 def _place(inodes: Inodes, row: NodeRow, defaults: attrs.Defaults) -> Inode:

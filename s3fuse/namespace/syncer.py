@@ -221,11 +221,13 @@ class Syncer:
     async def _bring(self, inode: Inode) -> None:
         key = self.inodes.object_key(inode)
         self._clearing.directory_first(inode)
-        await self._clearing.clear(inode, key)
-        held_s = self.changes.held_for_s(key)
-        if held_s:
-            self.changes.queue(inode, held_s)
+        is_there = inode.remote is not None and inode.remote.key == key
+        late = self.changes.late
+        late_s = max(late.before_write_s(key, inode.number), late.before_rewrite_s(key) if is_there else 0.0)
+        if late_s:
+            self.changes.queue(inode, late_s)
             return
+        await self._clearing.clear(inode, key)
         if inode.maybe_at not in (None, key):
             self.changes.doubt(inode)
         if inode.remote is None or inode.remote.key != key:
@@ -334,9 +336,9 @@ class Syncer:
         inode.maybe_at = None
         inode.doubtful = False
         with self.changes.journal.transaction():
-            occupant = self.inodes.displaced.get(target.key)
-            if occupant is not None and occupant is not inode:
-                self.deletes.forget(occupant)
+            for occupant in self.inodes.all_at(target.key):
+                if occupant is not inode:
+                    self.deletes.forget(occupant)
             now = ObjectInfo(target.key, size, etag, 0, target.metadata, target.headers)
             self.on_version(inode, now)
             if inode.data is not None and inode.data.frozen:
@@ -348,6 +350,10 @@ class Syncer:
                 self.changes.orphan(before)
             if inode.linked and self.inodes.object_key(inode) == target.key:
                 self.changes.synced(inode, version)
+                late_s = self.changes.late.before_rewrite_s(target.key)
+                if late_s:
+                    self.changes.record(inode)
+                    self.changes.queue(inode, late_s)
             else:
                 self.inodes.displace(inode)
                 self.changes.record(inode)

@@ -4,9 +4,9 @@ A row of `node` is an inode that differs from the bucket: what it should be (`ke
 and which object version it is now (`remote_*`, NULL = none); `maybe_at` is a key that an operation under way may have
 written. `layer` says which bytes of a regular file are staged, and in which slot or file, with their checksum;
 segments (see `checks`) beyond the first one are in `segment`. `upload` has the multipart uploads begun and not
-known to be ended. State, not history: replaying means bringing
-each row to the bucket, in any order that `syncer` allows. Statements commit at once; a process crash loses none (WAL
-pages are in the page cache), a power failure may lose the last ones unless `sync` returned.
+known to be ended; `late` has requests of an earlier process that may still be carried out. State, not history:
+replaying means bringing each row to the bucket, in any order that `syncer` allows. Statements commit at once; a process
+crash loses none (WAL pages are in the page cache), a power failure may lose the last ones unless `sync` returned.
 """
 
 from __future__ import annotations
@@ -269,6 +269,16 @@ class Journal:
     def temporaries(self) -> list[tuple[str, int, str]]:
         """Key, inode number and token of each."""
         return list(self._execute("SELECT key, number, token FROM temporary"))
+
+    def put_late(self, requests: Iterable[tuple[str, int, float]]) -> None:
+        """Records what may still come instead of what was recorded: key, `Lateness` request, until (`time.time()`)."""
+        with self.transaction():
+            self._execute("DELETE FROM late")
+            self._db.executemany("INSERT INTO late VALUES (?,?,?)", requests)
+
+    def late(self) -> list[tuple[str, int, float]]:
+        """What `put_late` has recorded."""
+        return list(self._execute("SELECT key, request, until FROM late"))
 
     def put_overlay(self, number: int, before: Overlay | None, after: Overlay) -> None:
         """Records the overlay of a file, of which `before` is recorded."""

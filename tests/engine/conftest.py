@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3fuse.namespace import changes, directories, inodes, syncer
+from s3fuse.namespace import changes, directories, inodes, lateness, syncer
 from s3fuse.store import memory
 from tests.engine.rig import SMALL_LIMITS, Bench, Clock
 
@@ -24,7 +24,7 @@ def _no_settling(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "QUIET_S", 3600.0)
     monkeypatch.setattr(changes, "SETTLE_S", 3600.0)
     monkeypatch.setattr(changes, "GATHER_S", 0.001)
-    monkeypatch.setattr(changes, "LATE_S", 0.0)
+    monkeypatch.setattr(lateness, "LATE_S", 0.0)
     monkeypatch.setattr(syncer, "BEHIND_S", 0.001)
 
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from s3fuse.errors import AccessDenied, StoreError
-from s3fuse.namespace import changes
+from s3fuse.namespace import lateness
 from s3fuse.namespace.changes import Changes
 from s3fuse.store.faulty import LOST
 from s3fuse.writing import leftovers
@@ -454,7 +454,7 @@ async def test_nothing_is_written_where_a_delete_of_a_dead_process_may_still_com
         await rig.unlink("f")
         await begin(rig, done)
         await rig.crash()
-    monkeypatch.setattr(changes, "LATE_S", 0.4)
+    monkeypatch.setattr(lateness, "LATE_S", 0.4)
     began = trio.current_time()
     await rig.start()
     await rig.put("f", b"new")

@@ -12,7 +12,7 @@ import trio
 
 from s3fuse import attrs
 from s3fuse.errors import AccessDenied, NotFound, StoreError, Unavailable
-from s3fuse.namespace import changes
+from s3fuse.namespace import changes, lateness
 from s3fuse.store.faulty import LOST, refused
 from s3fuse.store.memory import SEAWEEDFS, MemoryStore
 from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig, fails, gather, until
@@ -1143,8 +1143,8 @@ async def test_nothing_is_below_a_file_while_that_is_there(
     else:
         monkeypatch.setattr(bench.store, "put", checked(put))
         monkeypatch.setattr(bench.store, "copy", checked(copy))
-    monkeypatch.setattr(changes, "LATE_S", 0.2)
-    rig.core.changes.hold("g")  # it has to wait for its place
+    monkeypatch.setattr(lateness, "LATE_S", 0.2)
+    rig.core.changes.late.expect([("g", lateness.DELETE)])  # it has to wait for its place
     rig.mount.nursery.start_soon(rig.core.syncer.run)
     await rig.drain(rounds=12)
     contents = {"f/": b"", "f/a": b"below"}
