@@ -122,6 +122,8 @@ class Proxy:
         #: The proxy's clock against this host's; a request whose date is off by more than `skew_limit_s` is refused.
         self.clock_offset_s = 0.0
         self.skew_limit_s: float | None = None
+        #: A fifth of the writes come to the server up to this much later, also where their sender has died since.
+        self.lag_s = 0.0
         #: How fast request bodies are taken.
         self.upload_bytes_per_s: float | None = None
         self.counts: Counter[tuple[str, str]] = Counter()
@@ -258,6 +260,9 @@ class Proxy:
             writer.write(self._canned(request, *_canned_body(fault)))
             await writer.drain()
             return True
+        if self.lag_s and request.method not in ("GET", "HEAD") and self._random.random() < 0.2:
+            reader = await _whole(reader, head)
+            await asyncio.sleep(self._random.uniform(0.0, self.lag_s))
         await upstream.send(head, reader, self.upload_bytes_per_s)
         if fault is None and not self.clock_offset_s:
             return await upstream.relay(request.method, writer)
@@ -415,6 +420,14 @@ class _Upstream:
     def close(self) -> None:
         if self._streams is not None:
             self._streams[1].close()
+
+
+async def _whole(reader: asyncio.StreamReader, head: bytes) -> asyncio.StreamReader:
+    """A reader that has the whole body of a request already."""
+    body = asyncio.StreamReader()
+    body.feed_data(await reader.readexactly(_length(head)))
+    body.feed_eof()
+    return body
 
 
 def _length(head: bytes) -> int:
