@@ -14,6 +14,7 @@ MNT ?= /mnt/s3fuse-demo
 KILLS ?= 100
 RESTARTS ?= 20
 SEED ?= 1
+LAG ?= 0
 
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
 FSX_VERSION := 0.3.2
@@ -165,7 +166,8 @@ crash: setup
 	@.venv/bin/python -m tests.crash --kills "$(KILLS)" --seed "$(SEED)"
 
 kills: setup
-	@PYTHONPATH="$(CURDIR)" .venv/bin/python -m tests.keeper --kills "$(KILLS)" --restarts "$(RESTARTS)" --seed "$(SEED)"
+	@PYTHONPATH="$(CURDIR)" .venv/bin/python -m tests.keeper --kills "$(KILLS)" --restarts "$(RESTARTS)" --seed "$(SEED)" \
+	    --lag "$(LAG)"
 
 limits: setup
 	@S3FUSE_TEST_LIMIT_BYTES=$$((4 << 30)) .venv/bin/pytest -q tests/fuse/test_limits.py -k minio

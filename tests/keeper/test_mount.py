@@ -17,6 +17,7 @@ import pytest
 from s3fuse import control, kernel
 from tests.fuse.harness import S3FUSE, Mount, free_environment, is_alive, run, wait_for
 from tests.keeper.kills import ALL, DIED, Campaign
+from tests.proxy import proxied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,25 +43,27 @@ def restart(mount: Mount, *options: str, check: bool = True) -> subprocess.Compl
 # -- T65, T81, T82 of the trials
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("kind", ["minio", "seaweedfs"])
-def test_programs_do_not_notice(request: pytest.FixtureRequest, kind: str, mounts: Mounts, tmp_path: Path) -> None:
-    """T82, and T65 under all kinds of load. The long form is `make kills`.
-
-    Programs that remove directories, or use names of removed files again at once, are left to the long form: there,
-    what a killed process had sent was seen to come late, once in about a hundred kills, and with it what was removed.
-    """
-    programs = [name for name in ALL if name not in ("naming", "unpacking", "cloning")]
-    if kind == "seaweedfs":
-        programs = ["syncing", "replacing", "unlinking", "appending"]
-    mount = mounts.new(request.getfixturevalue(f"{kind}_server"))
+def test_programs_do_not_notice(
+    request: pytest.FixtureRequest, kind: str, mounts: Mounts, buckets: Callable[..., Bucket], tmp_path: Path
+) -> None:
+    """T82, and T65 under all kinds of load, with writes that come late. The long form is `make kills`."""
+    programs = ALL if kind == "minio" else ["syncing", "naming", "replacing", "unlinking", "appending"]
+    server = request.getfixturevalue(f"{kind}_server")
+    bucket = buckets(server)
     (tmp_path / "work").mkdir()
-    campaign = Campaign(mount, tmp_path / "work", programs, seed=1)
-    report = campaign.run(kills=6, restarts=3)
-    assert not report.problems, report
-    mount.remount(empty_cache=True)
-    campaign.differences(mount.path, tmp_path / "work" / "local")
-    assert not report.problems, report
+    with proxied(server) as proxy:
+        proxy.lag_s = 1.0
+        mount = mounts.new(proxy.server, bucket=bucket.name)
+        campaign = Campaign(mount, tmp_path / "work", programs, seed=1)
+        report = campaign.run(kills=6, restarts=3)
+        assert not report.problems, report
+        proxy.lag_s = 0.0
+        mount.remount(empty_cache=True)
+        campaign.differences(mount.path, tmp_path / "work" / "local")
+        assert not report.problems, report
+        mount.stop()
 
 
 @pytest.mark.timeout(120)
