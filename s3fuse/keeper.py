@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from s3fuse import link
+from s3fuse import link, systemd
 from s3fuse.succession import Succession
 
 #: A worker that is asked to hand over has so long to finish what it has begun, before it is killed.
@@ -164,7 +164,7 @@ class Keeper:
         if "ready" in message:
             self._is_mounted = True
             self._say({"ready": True})
-            _notify("READY=1")
+            systemd.tell("READY=1")
         if "replace" in message:
             self._replace(message["replace"])
 
@@ -189,7 +189,7 @@ class Keeper:
                 self._replace(None)
             elif number in (signal.SIGTERM, signal.SIGINT):
                 if not self._stop:
-                    _notify("STOPPING=1")
+                    systemd.tell("STOPPING=1")
                 self._stop = number
                 if self._current is not None and (self._current.serving or not self._held):
                     os.kill(self._current.pid, number)  # another one is told when it serves
@@ -322,15 +322,6 @@ def _why(worker: _Worker, code: int) -> str:
         except ValueError:
             return f"killed by signal {-code}"
     return f"it ended with exit code {code}"
-
-
-def _notify(state: str) -> None:
-    """Tells systemd (sd_notify(3)), where it is there to be told."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end, suppress(OSError):
-        end.sendto(f"{state}\n".encode(), "\0" + address[1:] if address[0] == "@" else address)
 
 
 def main() -> NoReturn:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
-import socket
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
+from s3fuse import systemd
 from s3fuse.errors import UserError
 from s3fuse.volume import api
 from s3fuse.volume.driver import Driver
@@ -38,10 +36,10 @@ async def serve(socket_path: Path, state: State, places: Places, options: MountO
             await driver.restore()
             stopping = trio.Event()
             await nursery.start(_stop_when_told, stopping)
-            tell_systemd("READY=1")
+            systemd.tell("READY=1")
             log.info("serving Docker")
             await api.Server(driver.calls).serve(where, stopping)
-            tell_systemd("STOPPING=1")
+            systemd.tell("STOPPING=1")
             nursery.cancel_scope.cancel()
     log.info("the plugin ends; volumes stay mounted")
 
@@ -51,13 +49,3 @@ async def _stop_when_told(stopping: trio.Event, task_status: trio.TaskStatus[Non
         task_status.started()
         async for _ in received:
             stopping.set()
-
-
-def tell_systemd(word: str) -> None:
-    """Tells the service manager, if there is one, how far we are (protocol: sd_notify(3))."""
-    path = os.environ.get("NOTIFY_SOCKET", "")
-    if not path:
-        return
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
-        client.connect("\0" + path[1:] if path.startswith("@") else path)
-        client.send(word.encode())
