@@ -6,13 +6,12 @@ and a request that gives up undoes nothing. What is true of the mount is asked o
 socket at each turn, since anybody may unmount or kill.
 
 A mount ends by itself only when nobody holds it and nothing waits for upload, and then `linger_s` after its last use.
-Docker's mount IDs are a hint (see `uses`).
+Docker's mount IDs are a hint (see `uses`). How it is begun is in `starts`, what ends the task's sleep in `wakeup`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,10 +20,10 @@ import trio
 
 from s3fuse import control, kernel
 from s3fuse.errors import UserError
-from s3fuse.mountpoint import refuse_writes
-from s3fuse.volume import daemon, process
+from s3fuse.volume import daemon, process, starts
 from s3fuse.volume.flushing import Flushing
 from s3fuse.volume.uses import Uses
+from s3fuse.volume.wakeup import Wakeup
 
 if TYPE_CHECKING:
     from s3fuse.volume.definition import Definition, MountOptions
@@ -41,7 +40,6 @@ ASKED_TICK_S = 1.0
 BUSY_TICK_S = 1.0
 #: After a Mount the looks at who holds it begin with this pause; each is about as long as all before it.
 FIRST_LOOK_S = 0.1
-RETRY_S = (1.0, 60.0)
 
 
 @dataclass
@@ -61,7 +59,6 @@ class VolumeMount:
         self.mountpoint = places.mountpoint(definition.name)
         self.cache_directory = places.cache_directory(definition)
         self.places = places
-        self.options = options
         self.holders = holders
         #: "unmounted", "starting", "mounted", "ending"
         self.state = "unmounted"
@@ -86,17 +83,14 @@ class VolumeMount:
         #: The device of the last mount: its daemon lives as long as a container has it, although it is unmounted here.
         self._before = ""
         self._retiring = False
-        self._retry_s = 0.0
-        self._retry_at = 0.0
-        self._poked = trio.Event()
-        self._ended: set[int] = set()
-        self._starting: process.Command | None = None
+        self._starts = starts.Starts(definition, options, places)
+        self._wakeup = Wakeup()
 
     # -- what requests do
 
     def poke(self) -> None:
         """There is something to do: the next turn comes at once."""
-        self._poked.set()
+        self._wakeup.poke()
 
     def refresh(self) -> None:
         """Somebody was told what is known, and may ask again."""
@@ -123,10 +117,9 @@ class VolumeMount:
             if waiter in self._waiters:
                 self._waiters.remove(waiter)
         if not waiter.done.is_set():
-            words = self._starting.errors.strip() if self._starting is not None else ""
             raise UserError(
                 f"volume {self.definition.name} is not mounted after {MOUNT_S:.0f} s, and still tries: "
-                + (words or self.last_error or f"see the log of its mount, {self.log_file}")
+                + (self._starts.words or self.last_error or f"see the log of its mount, {self.log_file}")
             )
         if waiter.error is not None:
             raise UserError(waiter.error)
@@ -186,7 +179,7 @@ class VolumeMount:
     async def run(self) -> None:
         """Does what is to be done until cancelled, or until the removed volume is gone."""
         while True:
-            self._poked = trio.Event()
+            self._wakeup.arm()
             waiters = list(self._waiters)
             try:
                 await self._turn(waiters)
@@ -194,12 +187,13 @@ class VolumeMount:
                 log.exception("volume %s", self.definition.name)
                 self.last_error = repr(error)
                 self._resolve(waiters, f"volume {self.definition.name}: {error!r}; see the log of s3fuse plugin")
-                await trio.sleep(RETRY_S[0])
+                await trio.sleep(starts.RETRY_S[0])
             if self._retiring and self.state == "unmounted":
                 break
-            await self._pause()
+            pids = [int(pid) for pid in (self.pid, self.status.get("worker_pid")) if pid is not None]
+            await self._wakeup.sleep(self._pause_s(), pids)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._remove_mountpoint)
+            await trio.to_thread.run_sync(self._starts.remove_mountpoint)
         self.retired.set()
 
     async def _turn(self, waiters: list[_Waiter]) -> None:
@@ -230,7 +224,7 @@ class VolumeMount:
                     self.uses.begin(waiter.id)
 
     def _wanted(self, waiters: list[_Waiter]) -> bool:
-        return bool(waiters) or ((bool(self.uses) or self._owed) and time.monotonic() >= self._retry_at)
+        return bool(waiters) or ((bool(self.uses) or self._owed) and time.monotonic() >= self._starts.retry_at)
 
     async def _look(self) -> None:
         """Finds out what is mounted, whoever mounted or unmounted it, and what its daemon says."""
@@ -292,7 +286,7 @@ class VolumeMount:
         """How long the next turn may wait if nothing happens."""
         now = time.monotonic()
         if self.state != "mounted":
-            return max(0.05, self._retry_at - now) if self.uses or self._owed else TICK_S
+            return max(0.05, self._starts.retry_at - now) if self.uses or self._owed else TICK_S
         if self.pending_files or self._retiring:
             return BUSY_TICK_S
         least_s = min(TICK_S, max(0.05, self.places.stale_s))
@@ -303,35 +297,10 @@ class VolumeMount:
         # After that something holds it whose end nobody will tell.
         return min(least_s, lingers_s if lingers_s > 0 else max(BUSY_TICK_S, self.places.linger_s))
 
-    async def _pause(self) -> None:
-        """Until the next turn: something happened, or it is time to look."""
-        pause_s = self._pause_s()
-        with trio.move_on_after(pause_s):
-            async with trio.open_nursery() as nursery:
-                for pid in {self.pid, self.status.get("worker_pid")} - self._ended:
-                    if pid is not None:
-                        nursery.start_soon(self._until_end_of, int(pid), nursery.cancel_scope)
-                await self._poked.wait()
-                nursery.cancel_scope.cancel()
-
-    async def _until_end_of(self, pid: int, scope: trio.CancelScope) -> None:
-        """Cancels `scope` when a process of the mount ends: what keeps it, or what serves it."""
-        try:
-            descriptor = os.pidfd_open(pid)
-        except OSError:
-            return
-        try:
-            await trio.lowlevel.wait_readable(descriptor)
-        finally:
-            os.close(descriptor)
-        self._ended.add(pid)  # it may stay as a zombie, where nobody looks after it
-        await trio.sleep(0.2)  # the kernel, or what keeps the mount, has to notice it first
-        scope.cancel()
-
     # -- starting
 
     async def _start(self) -> None:
-        """Runs `s3fuse mount`, which also replaces a dead mount and waits for one that still drains."""
+        """Has it mounted, unless containers still have the mount before it. Where it fails, `last_error` says why."""
         if self._before and await self.holders.have(self._before):
             self.last_error = (
                 f"somebody unmounted {self.mountpoint} while containers use it; they go on, and until they end it "
@@ -341,12 +310,11 @@ class VolumeMount:
             return
         self.state = "starting"
         try:
-            await process.run(*await trio.to_thread.run_sync(self._prepare), started=self._started)
+            await self._starts.start()
             self.last_error = None
         except UserError as error:
             self.last_error = str(error)
         finally:
-            self._starting = None
             self.state = "unmounted"
         if self.last_error is None:
             self._owed = False
@@ -356,36 +324,14 @@ class VolumeMount:
         if self.last_error is not None:
             self._put_off()
             return
-        self._retry_s = self._retry_at = 0.0
-        self._ended.clear()
+        self._starts.succeeded()
+        self._wakeup.expect_new_processes()
         self._unsure = False
         self.left_files = 0
 
     def _put_off(self) -> None:
-        """The next start that nobody waits for comes later."""
-        least, most = RETRY_S
-        self._retry_s = min(most, max(least, self._retry_s * 2))
-        self._retry_at = time.monotonic() + self._retry_s
+        self._starts.put_off()
         log.error("volume %s cannot be mounted: %s", self.definition.name, self.last_error)
-
-    def _started(self, command: process.Command) -> None:
-        self._starting = command
-
-    def _prepare(self) -> list[str]:
-        """Makes the mountpoint, and gives the arguments of the command. Raises UserError."""
-        definition = self.definition
-        arguments = ["mount", *self.options.arguments(definition)]
-        if (credentials := self.options.credentials(definition)) is not None:
-            arguments.append(f"--credentials-file={self.places.credentials_file(credentials)}")
-        if not definition.ephemeral and "cache-dir" not in definition.options:
-            arguments.append(f"--cache-dir={self.cache_directory}")
-        if kernel.mount_entry(self.mountpoint) is None:  # a dead one is in the way of everything but a mount
-            try:
-                self.mountpoint.mkdir(parents=True, exist_ok=True, mode=0o700)
-            except OSError as error:
-                raise UserError(f"the mountpoint {self.mountpoint} cannot be made: {error.strerror}") from None
-            refuse_writes(self.mountpoint)
-        return [*arguments, "--", definition.place, str(self.mountpoint)]
 
     # -- while it is mounted
 
@@ -437,15 +383,3 @@ class VolumeMount:
             self._set_unmounted()
             self._unsure = self.left_files > 0
             log.info("volume %s is unmounted", self.definition.name)
-
-    def _remove_mountpoint(self) -> None:
-        if kernel.is_dead(self.mountpoint):
-            kernel.unmount(self.mountpoint, lazy=True)
-        if kernel.mount_entry(self.mountpoint) is None:
-            refuse_writes(self.mountpoint, on=False)
-            try:
-                self.mountpoint.rmdir()
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                log.warning("%s stays: %s", self.mountpoint, error.strerror)

@@ -13,7 +13,7 @@ import trio
 from s3fuse.cli import cli
 from s3fuse.errors import UserError
 from s3fuse.kernel import FSTYPE, MountEntry
-from s3fuse.volume import flushing, mounts
+from s3fuse.volume import flushing, mounts, starts
 from s3fuse.volume.definition import MountOptions
 from s3fuse.volume.inuse import Holders
 from s3fuse.volume.mounts import VolumeMount
@@ -95,13 +95,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(mounts.control, "request", world.request)
     monkeypatch.setattr(mounts.control, "last_said", lambda mountpoint: {})
     monkeypatch.setattr(mounts.control, "draining", lambda directory: None)
-    monkeypatch.setattr(mounts, "refuse_writes", lambda directory, on=True: True)
+    monkeypatch.setattr(starts, "refuse_writes", lambda directory, on=True: True)
     monkeypatch.setattr(mounts, "TICK_S", 0.05)
     monkeypatch.setattr(mounts, "BUSY_TICK_S", 0.02)
     monkeypatch.setattr(mounts, "FIRST_LOOK_S", 0.02)
     monkeypatch.setattr(flushing, "COPY_UP_S", 0.05)
     monkeypatch.setattr(flushing, "AGAIN_S", 0.01)
-    monkeypatch.setattr(mounts, "RETRY_S", (0.02, 0.1))
+    monkeypatch.setattr(starts, "RETRY_S", (0.02, 0.1))
     return world
 
 
