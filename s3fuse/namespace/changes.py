@@ -80,7 +80,7 @@ class Changes:
         if inode.listing is not None and inode.remote is None and not inode.listing.is_ours_alone:
             # Some servers keep a prefix that was never made as a directory: deleting its marker ends it.
             inode.remote = ObjectInfo(key, 0, "", 0)
-        self.inodes.displace(inode)
+        self.inodes.displaced.add(inode)
         self.inodes.unlink(inode)
         if inode.number not in self.in_flight:
             self.doubt(inode)
@@ -101,7 +101,7 @@ class Changes:
             self.inodes.move(inode, parent, name)
             for step in self.inodes.walk(inode):
                 if step.remote is not None or step.dirty:
-                    self.inodes.displace(step)
+                    self.inodes.displaced.add(step)
                     if step.number not in self.in_flight:
                         self.doubt(step)
                     self.changed(step)
@@ -137,7 +137,7 @@ class Changes:
             return
         inode = self.inodes.add_orphan(Attributes(stat.S_IFREG, 0, 0, 0, 0, 0))
         inode.remote = remote
-        self.inodes.displace(inode)
+        self.inodes.displaced.add(inode)
         self.record(inode)
         self.queue(inode, GATHER_S - time.monotonic() % GATHER_S)
 

@@ -85,7 +85,7 @@ class Clearing:
 
         Raises Behind where that one has to go to its own place first, which is asked for unless it is failing.
         """
-        for above in self.inodes.files_above(key):
+        for above in self.inodes.displaced.files_above(key):
             await self._clear_above(inode, above)
         other = self.inodes.displaced.get(key)
         if other is None or other is inode or other.remote is None:
@@ -178,8 +178,8 @@ class Clearing:
             self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
             raise
         with self.changes.journal.transaction():
-            self.inodes.settle(source.key, other)
+            self.inodes.displaced.settle(source.key, other)
             other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
-            self.inodes.displace(other)
+            self.inodes.displaced.add(other)
             self.changes.record(other)
             self.changes.orphan(source)

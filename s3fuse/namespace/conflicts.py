@@ -72,7 +72,7 @@ class Conflicts:
         before = inode.remote
         with self.changes.journal.transaction():
             if before is not None and before.key != info.key:
-                self.inodes.settle(before.key, inode)
+                self.inodes.displaced.settle(before.key, inode)
                 self.changes.orphan(before)
             adopt(self.changes, inode, info)
             if inode.data is not None:
@@ -108,7 +108,7 @@ class Conflicts:
         assert parent is not None
         with self.changes.journal.transaction():
             if inode.remote is not None:
-                self.inodes.settle(inode.remote.key, inode)
+                self.inodes.displaced.settle(inode.remote.key, inode)
             self.inodes.unlink(inode)
             self.changes.synced(inode, inode.version)
             heir = self.inodes.add(parent, name, inode.attributes())
@@ -120,7 +120,7 @@ class Conflicts:
 
     def _forget_remote(self, inode: Inode) -> None:
         if inode.remote is not None:
-            self.inodes.settle(inode.remote.key, inode)
+            self.inodes.displaced.settle(inode.remote.key, inode)
             inode.remote = None
 
     def _again(self, inode: Inode) -> None:

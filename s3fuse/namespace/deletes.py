@@ -61,7 +61,7 @@ class Deletes:
         ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self.may_go(inode)}
         self._leave_what_may_come(ready)
         # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
-        early = self.inodes.with_more_below(list(ready))
+        early = self.inodes.displaced.with_more_below(ready)
         behind: list[tuple[Inode, Exception]] = []
         for key in early:
             directory = ready.pop(key)
@@ -134,7 +134,7 @@ class Deletes:
     def _is_of_another(self, inode: Inode, info: ObjectInfo) -> bool:
         """Whether the object is one that another inode of ours has in the bucket, there or on its way from there."""
         named = self.inodes.at(info.key)
-        for other in (*self.inodes.all_at(info.key), *((named,) if named is not None else ())):
+        for other in (*self.inodes.displaced.all_at(info.key), *((named,) if named is not None else ())):
             if other is inode or other.remote is None:
                 continue
             written = (other.remote.metadata or {}).get(TOKEN, "").split(",")
@@ -166,7 +166,7 @@ class Deletes:
     def forget(self, inode: Inode) -> None:
         """The unlinked inode's object is gone; call it inside a journal transaction."""
         if inode.remote is not None:
-            self.inodes.settle(inode.remote.key, inode)
+            self.inodes.displaced.settle(inode.remote.key, inode)
             inode.remote = None
         self.changes.synced(inode, inode.version)
         if inode.data is not None and not inode.opens:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import stat
 import time
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
 from s3fuse import keys
 from s3fuse.attrs import Attributes
+from s3fuse.namespace.displaced import Displaced
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -178,16 +178,6 @@ class Inode:
         )
 
 
-def ancestors(key: str) -> list[str]:
-    """The keys of the directories that a key is in, and its own if it is one."""
-    found = []
-    at = key.find("/")
-    while at >= 0:
-        found.append(key[: at + 1])
-        at = key.find("/", at + 1)
-    return found
-
-
 class Inodes:
     """All inodes of one mount; `prefix` ("" or ends with "/") is the key of the root."""
 
@@ -196,16 +186,11 @@ class Inodes:
         self.root = Inode(ROOT, None, "", root)
         self.table: dict[int, Inode] = {ROOT: self.root}
         #: Where the bucket holds an inode whose place in the tree is another one, or none.
-        self.displaced: dict[str, Inode] = {}
-        self._also_at: dict[str, list[Inode]] = {}
+        self.displaced = Displaced()
         #: The keys that an operation in the bucket holds now, with the inode that it is for.
         self.claimed: dict[str, Inode] = {}
         #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
         self.deleted_at: TTLCache[str, float] = TTLCache(1 << 20, 300, time.monotonic)
-        #: How many of `displaced` are below a directory key.
-        self._displaced_below: Counter[str] = Counter()
-        #: Keys of directories that were removed or renamed here, and when the last object below them had gone.
-        self._left: dict[str, float] = {}
         self._next = ROOT + 1
 
     def __getitem__(self, number: int) -> Inode:
@@ -279,71 +264,20 @@ class Inodes:
         if inode.known is not None:
             inode.known.changed(inode)
 
-    def displace(self, inode: Inode) -> None:
-        """Notes that the inode's object is not where its name is (it may be, after a move back: no harm).
-
-        Of several at one key the last whose object was there for certain counts; the others follow when that settles.
-        """
-        if inode.remote is None:
-            return
-        key = inode.remote.key
-        before = self.displaced.get(key)
-        if before is None:
-            self._displaced_below.update(ancestors(key))
-        elif before is not inode:
-            others = self._also_at.setdefault(key, [])
-            if before.remote is not None and before.remote.etag and not inode.remote.etag:
-                others.append(inode)
-                return
-            others.append(before)
-        self.displaced[key] = inode
-
     def displace_if_moved(self, inode: Inode) -> None:
-        """`displace` for an inode that comes back from the journal."""
+        """Notes where the object of an inode is that comes back from the journal."""
         if inode.remote is not None and (not inode.linked or self.object_key(inode) != inode.remote.key):
-            self.displace(inode)
-
-    def all_at(self, key: str) -> list[Inode]:
-        """Every inode that has, or may have, an object at the key without its name standing for it."""
-        before = self.displaced.get(key)
-        return [] if before is None else [before, *self._also_at.get(key, ())]
-
-    def settle(self, key: str, inode: Inode) -> None:
-        """The inode's object has left `key`, or `key` has become its place."""
-        others = self._also_at.get(key, [])
-        if self.displaced.get(key) is not inode:
-            if inode in others:
-                others.remove(inode)
-            return
-        while others:
-            other = others.pop()
-            if other.remote is not None and other.remote.key == key:
-                self.displaced[key] = other
-                return
-        self._also_at.pop(key, None)
-        del self.displaced[key]
-        for above in ancestors(key):
-            self._displaced_below[above] -= 1
-            if self._displaced_below[above] <= 0:
-                del self._displaced_below[above]
-                if above in self._left:
-                    self._left[above] = time.monotonic()
+            self.displaced.add(inode)
 
     def leave(self, directory: Inode) -> None:
         """A directory is removed or renamed: what is still below its key in the bucket is on its way out."""
-        self._left[self.key(directory)] = time.monotonic()
+        self.displaced.leave(self.key(directory))
 
     def leave_what_is_not_there(self) -> None:
         """`leave` for every directory that was removed or renamed before the journal was read."""
         for key in self.displaced:
             if key.endswith("/") and self.at(key) is None:
-                self._left[key] = time.monotonic()
-
-    def files_above(self, key: str) -> list[str]:
-        """Where objects of files are still that have left, as somebody made a directory there that the key is in."""
-        if not self.displaced:
-            return []
-        return [above[:-1] for above in ancestors(key) if above[:-1] in self.displaced]
+                self.displaced.leave(key)
 
     def is_at(self, inode: Inode, key: str) -> bool:
         """Whether this is the key that the inode's name stands for."""
@@ -360,20 +294,15 @@ class Inodes:
 
     def is_leaving(self, key: str, asked_at: float) -> bool:
         """Whether a prefix seen in an answer asked for at `asked_at` may be only what is left of such a directory."""
-        when = self._left.get(key)
+        when = self.displaced.left_at(key)
         if when is None:
             return False
-        if self._displaced_below[key] > 0 or when >= asked_at:
+        if when >= asked_at:
             return True
         if any(held.startswith(key) and not self.is_at(inode, held) for held, inode in self.claimed.items()):
             return True
-        del self._left[key]
+        self.displaced.forget_leaving(key)
         return False
-
-    def with_more_below(self, keys_to_delete: list[str]) -> set[str]:
-        """Those of the keys that are directories with objects on their way out that are not among the keys."""
-        below = Counter(above for key in keys_to_delete for above in ancestors(key))
-        return {key for key in keys_to_delete if key.endswith("/") and self._displaced_below[key] > below[key]}
 
     def was_file(self, key: str) -> bool:
         """Whether an object at this key was deleted here lately, or is about to be, or is being written."""

@@ -89,7 +89,7 @@ def may_come(row: NodeRow, *, is_staged: bool) -> Iterator[tuple[str, int]]:
     if row.key is not None and (marker or row.key != row.remote_key):
         is_copy = row.remote_key is not None and not is_staged
         yield row.key, -row.number if marker or is_copy else row.number
-    if row.maybe_at is not None:
+    if row.maybe_at not in (None, row.key):
         yield row.maybe_at, -row.number
     if row.key is None and row.remote_key is not None:
         yield row.remote_key, DELETE

@@ -126,7 +126,7 @@ class Syncer:
         wanted = {inode.remote.key} if inode.remote is not None else set()
         if inode.linked:
             key = self.inodes.object_key(inode)
-            wanted.update((key, *self.inodes.files_above(key)))
+            wanted.update((key, *self.inodes.displaced.files_above(key)))
         return wanted
 
     def _take(self, inode: Inode) -> bool:
@@ -336,7 +336,7 @@ class Syncer:
         inode.maybe_at = None
         inode.doubtful = False
         with self.changes.journal.transaction():
-            for occupant in self.inodes.all_at(target.key):
+            for occupant in self.inodes.displaced.all_at(target.key):
                 if occupant is not inode:
                     self.deletes.forget(occupant)
             now = ObjectInfo(target.key, size, etag, 0, target.metadata, target.headers)
@@ -344,7 +344,7 @@ class Syncer:
             if inode.data is not None and inode.data.frozen:
                 inode.data.commit(size)
             if before is not None:
-                self.inodes.settle(before.key, inode)
+                self.inodes.displaced.settle(before.key, inode)
             inode.remote = now
             if before is not None and before.key != target.key:
                 self.changes.orphan(before)
@@ -355,7 +355,7 @@ class Syncer:
                     self.changes.record(inode)
                     self.changes.queue(inode, late_s)
             else:
-                self.inodes.displace(inode)
+                self.inodes.displaced.add(inode)
                 self.changes.record(inode)
                 self.changes.queue(inode)
         inode.valid_until = time.monotonic() + self.directories.ttl_s

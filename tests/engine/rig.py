@@ -219,7 +219,7 @@ class Rig:
         assert core.staging.staged_bytes == 0
         assert sorted(core.staging._free) == list(range(core.staging._slots))
         assert core.inodes.displaced == {}
-        assert not +core.inodes._displaced_below
+        assert not +core.inodes.displaced._below
         assert not core.changes.in_flight
         assert not core.syncer._busy
         assert not any(inode.dirty or inode.opens for inode in core.inodes.table.values())
