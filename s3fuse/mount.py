@@ -273,6 +273,7 @@ class Mount:
             "endpoint": self.endpoint,
             "cache_directory": str(self.journal.directory),
             "ephemeral": self.config.ephemeral,
+            "log": str(self.config.log_file or "stderr"),
         }
 
     async def _control(self, task_status: trio.TaskStatus[None]) -> None:

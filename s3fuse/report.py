@@ -29,6 +29,8 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
         ("bucket", f"{bucket} at {mount['endpoint']}" if mount["endpoint"] else bucket),
         ("state", f"{state}, pid {mount['pid']}" if mount["pid"] else state),
     ]
+    if "log" in mount:  # what an earlier version says of a mount has none, and nobody says it of a dead one
+        facts.append(("log", mount["log"]))
     if "pending" not in mount:
         return facts
     pending, cache, able = mount["pending"], mount["cache"], mount["capabilities"]

@@ -134,6 +134,7 @@ def test_a_restart_keeps_what_is_open_and_takes_new_options(minio_server: Server
     second = mount.status()
     assert (second["pid"], second["started_at"]) == (first["pid"], first["started_at"])
     assert second["worker_pid"] != first["worker_pid"]
+    assert first["log"] == second["log"] == str(mount.log)
     assert second["cache"]["memory_limit_bytes"] == 64 << 20
     assert (second["process"]["restarts"], second["process"]["deaths"]) == (1, 0)
     assert second["process"]["last_pause_s"] is not None

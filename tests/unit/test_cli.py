@@ -66,8 +66,8 @@ def mount(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MountConfi
     monkeypatch.setattr("s3fuse.daemon.start_keeper", start)
     monkeypatch.setattr("s3fuse.daemon.set_up_logging", lambda level, log_file: None)
 
-    def invoke(*arguments: str) -> MountConfig:
-        code, _, errors = run("mount", "-f", *arguments)
+    def invoke(*arguments: str, foreground: bool = True) -> MountConfig:
+        code, _, errors = run("mount", *(["-f"] if foreground else []), *arguments)
         assert (code, errors) == (0, "")
         return served.pop()
 
@@ -239,6 +239,16 @@ def test_usage(tmp_path: Path, arguments: str, text: str) -> None:
         assert done.stderr.count("\n") == 1
 
 
+def test_where_the_log_is(mount: Callable[..., MountConfig], tmp_path: Path, runtime: Path) -> None:
+    """The settings that the daemon gets say it, and `status` says what they say."""
+    beside = control.socket_path(tmp_path).with_suffix(".log")
+    assert mount("bucket", str(tmp_path), foreground=False).log_file == beside
+    assert beside.parent == runtime
+    assert mount("bucket", str(tmp_path)).log_file is None
+    for foreground in (False, True):
+        assert mount("--log-file", "/l", "bucket", str(tmp_path), foreground=foreground).log_file == Path("/l")
+
+
 def test_a_failed_mount_leaves_no_empty_log(tmp_path: Path) -> None:
     words = ["mount", "--log-file", "daemon.log", "--endpoint", "http://h:1", "bucket", "mnt"]
     done = subprocess.run([sys.executable, "-m", "s3fuse", *words], cwd=tmp_path, capture_output=True, timeout=30)
@@ -291,6 +301,7 @@ STATUS = {
     "endpoint": "http://h:1",
     "state": "mounted",
     "pid": 77,
+    "log": "/log/" + "l" * 90,
     "pending": {
         "files": 1,
         "bytes": 12345,
@@ -325,7 +336,7 @@ STATUS = {
 def mounted(listed: Callable[[dict[str, Any]], None]) -> Path:
     """A mount that is listed, at a mountpoint with brackets in its name."""
     about = {"mountpoint": "/mnt/[b]x", "pid": os.getpid(), "bucket": "bucket", "prefix": "", "endpoint": "http://h:1"}
-    listed(about)
+    listed({**about, "log": "/its/log"})
     return Path("/mnt/[b]x")
 
 
@@ -345,7 +356,9 @@ def test_status_shows_names_as_they_are(run: Run, mounted: Path, answers: Callab
         "ExpiredToken",
     ):
         assert part in text
-    assert "/cache/" + "d" * 90 in re.sub(r"\s", "", text)
+    whole = re.sub(r"\s", "", text)
+    assert "/cache/" + "d" * 90 in whole
+    assert "log/log/" + "l" * 90 in whole
     assert json.loads(run("status", "--json")[1]) == [STATUS]
 
 
@@ -354,6 +367,7 @@ def test_status_of_a_daemon_that_does_not_answer(run: Run, mounted: Path, answer
     code, text, _ = run("status", str(mounted))
     assert code == ExitCode.FAILED, "as a health check wants it"
     assert "no answer: timed out, pid" in text
+    assert re.search(r"^ *log +/its/log *$", text, re.MULTILINE), "which is where one looks then"
 
 
 def test_status_of_a_dead_daemons_mount(run: Run, dead_mount: Path) -> None:
