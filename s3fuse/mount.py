@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import os
 import resource
 import time
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import trio
 
-from s3fuse import attrs, control, credentials, kernel, starting, waits
-from s3fuse.cachedir import disk_status, disk_tier, reserve_bytes
+from s3fuse import attrs, credentials, kernel, starting, waits
+from s3fuse.answers import Answers
+from s3fuse.cachedir import disk_tier, reserve_bytes
 from s3fuse.ending import Ending
-from s3fuse.errors import ExitCode, UserError
 from s3fuse.fuse.adapter import Adapter
 from s3fuse.fuse.connection import Connection
 from s3fuse.fuse.signals import thread_is_signalled
@@ -31,7 +30,7 @@ from s3fuse.namespace.changes import Changes
 from s3fuse.namespace.directories import Directories
 from s3fuse.namespace.inodes import Inodes
 from s3fuse.namespace.known import Known
-from s3fuse.namespace.recovery import lost_folders, recover
+from s3fuse.namespace.recovery import recover
 from s3fuse.namespace.revival import revive
 from s3fuse.namespace.syncer import Syncer
 from s3fuse.namespace.upkeep import keep_up
@@ -46,17 +45,14 @@ from s3fuse.writing.ephemeral import MemoryStaging
 from s3fuse.writing.staging import Staging
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from s3fuse.config import MountConfig
-    from s3fuse.namespace.inodes import Inode
+    from s3fuse.errors import ExitCode
     from s3fuse.store.base import Capabilities
     from s3fuse.writing.journal import Journal
 
 log = logging.getLogger(__name__)
 
 READ_AHEAD_KIB = 1024
-STATUS_ITEMS = 100
 #: How long uploads that were begun may take before another process goes on; requests are answered meanwhile.
 UPLOADS_S = 5.0
 
@@ -116,13 +112,7 @@ class Mount:
     keeping: Keeping = field(default_factory=Keeping)
     session: Session = field(default_factory=Session)
     started_at: float = field(default_factory=time.time)
-    answered: trio.Event = field(default_factory=trio.Event)
-    recovered: int = 0
-    pause_s: float | None = None  # how long nobody has served the mount before this process did
-    replacing: Replacing | None = None
-    _door: control.Door | None = None
     _is_up: bool = False
-    _can_resend: bool = False
 
     def __post_init__(self) -> None:
         config = self.config
@@ -158,8 +148,20 @@ class Mount:
         )
         self.core = Core(config, inodes, directories, changes, staging, syncer, blocks, budget, known)
         self.ending = Ending(self.core, config.mountpoint, config.drain_timeout_s)
-        self.recovered = recover(inodes, changes, staging, defaults)
+        recovered = recover(inodes, changes, staging, defaults)
         syncer.parking.restore(staging)
+        self.answers = Answers(
+            config,
+            self.endpoint,
+            self.store,
+            self.capabilities,
+            self.journal.directory,
+            self.keeping,
+            self.core,
+            self.ending,
+            self.started_at,
+            recovered,
+        )
 
     async def run(self) -> ExitCode | None:
         """Serves until the mount has ended, and gives its exit code; None where another process goes on."""
@@ -168,19 +170,19 @@ class Mount:
             return await self._only_drain()
         connection = self._connect()
         self.ending.cut_off = connection.end
-        self.replacing = Replacing(
+        replacing = self.answers.replacing = Replacing(
             self.config,
             self.keeping,
             self.core.known,
             partial(self._hand_over, connection),
             self.ending.unmounted.is_set,
-            self._say_anew,
+            self.answers.say_anew,
         )
         try:
             self._start()
-            self.nursery.start_soon(self.replacing.run)
-            self.nursery.start_soon(self.replacing.watch_memory)
-            await self.nursery.start(self._control)
+            self.nursery.start_soon(replacing.run)
+            self.nursery.start_soon(replacing.watch_memory)
+            await self.nursery.start(self.answers.serve)
             if not going_on:
                 self.nursery.start_soon(self._announce)
             handed_over = await connection.serve(Adapter(self.core), partial(self._hold, connection))
@@ -198,7 +200,7 @@ class Mount:
     def _hold(self, connection: Connection) -> None:
         """From now on another process can go on with the mount."""
         known, keeping = self.core.known, self.keeping
-        self._can_resend = connection.can_resend
+        self.answers.can_resend = connection.can_resend
         if keeping.device is None:
             keeping.hold_connection(connection.device, connection.init, connection.reply)
         keeping.hold_session(
@@ -206,8 +208,8 @@ class Mount:
         )
         keeping.say(serving=True)
         if keeping.since is not None:
-            self.pause_s = time.monotonic() - keeping.since
-            log.info("%s goes on after %.0f ms", self.config.mountpoint, 1e3 * self.pause_s)
+            self.answers.pause_s = time.monotonic() - keeping.since
+            log.info("%s goes on after %.0f ms", self.config.mountpoint, 1e3 * self.answers.pause_s)
 
     async def _hand_over(self, connection: Connection) -> None:
         """Lets another process go on. Uploads are not cut short if it can be helped: that leaves it in doubt."""
@@ -255,43 +257,13 @@ class Mount:
         """The mount is gone, and what it left is uploaded."""
         self.ending.unmounted.set()
         self._start()
-        await self.nursery.start(self._control)
+        await self.nursery.start(self.answers.serve)
         self.keeping.say(serving=True)
         log.warning("%s; what was not uploaded is uploaded now", self.keeping.given_up or "the mount is gone")
         return await self._end()
 
     def _source(self) -> str:
         return "s3fuse#" + "/".join(filter(None, (self.config.bucket, self.config.prefix.rstrip("/"))))
-
-    def _about(self) -> dict[str, Any]:
-        return {
-            "mountpoint": str(self.config.mountpoint),
-            "pid": self.keeping.pid,
-            "worker_pid": os.getpid(),
-            "bucket": self.config.bucket,
-            "prefix": self.config.prefix,
-            "endpoint": self.endpoint,
-            "cache_directory": str(self.journal.directory),
-            "ephemeral": self.config.ephemeral,
-            "log": str(self.config.log_file or "stderr"),
-        }
-
-    async def _control(self, task_status: trio.TaskStatus[None]) -> None:
-        config, keeping = self.config, self.keeping
-        if keeping.listener is None:
-            door = control.open_door(config.mountpoint, self._about())
-            keeping.hold_listener(*door)
-        else:
-            inode = keeping.held["socket_inode"]
-            door = control.take_door(config.mountpoint, self._about(), keeping.listener, inode)
-        self._door = door
-        await control.serve(door, config.mountpoint, self._handlers(), self.ending.drained, task_status)
-        self.answered.set()
-
-    def _say_anew(self) -> None:
-        """The keeper is gone: this process is the mount's from now on."""
-        if self._door is not None:
-            control.say_anew(self.config.mountpoint, self._about(), self._door)
 
     async def _announce(self) -> None:
         """Says that the mount is up once the kernel has an answer from it."""
@@ -307,141 +279,12 @@ class Mount:
         """Drains; what is left is named in the log, and those who asked at the control socket get their answers."""
         code = await self.ending.drain()
         for inode in self.core.changes.dirty.values():
-            log.error("not in the bucket yet: %s (%s); %s", *self._item(inode), self._what_becomes_of_it())
+            log.error("not in the bucket yet: %s (%s); %s", *self.answers.item(inode), self._what_becomes_of_it())
         with trio.move_on_after(5):
             if self.core.blocks.disk is not None:
                 await self.core.blocks.disk.settle()
-            await self.answered.wait()
+            await self.answers.ended.wait()
         return code
 
     def _what_becomes_of_it(self) -> str:
         return "it is lost with --ephemeral" if self.config.ephemeral else f"it stays in {self.journal.directory}"
-
-    # -- what the control socket answers
-
-    def _handlers(self) -> dict[str, Callable[[dict[str, Any], Callable[[dict[str, Any]], Awaitable[None]]], Any]]:
-        handlers = {"status": self._on_status, "flush": self._on_flush, "umount": self._on_umount}
-        return handlers | ({"restart": self.replacing.on_restart} if self.replacing is not None else {})
-
-    async def _on_status(self, request: dict[str, Any], progress: object) -> dict[str, Any]:
-        return self.status()
-
-    async def _on_flush(
-        self, request: dict[str, Any], progress: Callable[[dict[str, Any]], Awaitable[None]]
-    ) -> dict[str, Any]:
-        """Waits until all that is dirty now is in the bucket; `failed` lists what could not be brought there."""
-        refused: OSError | None = None
-        if self.ending.is_mounted():
-            try:
-                await trio.to_thread.run_sync(kernel.write_back, self.config.mountpoint)
-            except OSError as error:
-                refused = error  # of one file: the others are brought to the bucket all the same
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._report, progress)
-            failed = await self.core.syncer.arrivals.drain(give_up=True)
-            nursery.cancel_scope.cancel()
-        if refused is not None and not failed:
-            raise UserError(
-                f"something that programs wrote to {self.config.mountpoint} could not be taken ({refused.strerror}): "
-                "they got or get an error from close or fsync; see the log, and write it again"
-            )
-        return {"failed": [self._entry(inode) for inode in failed]}
-
-    async def _on_umount(
-        self, request: dict[str, Any], progress: Callable[[dict[str, Any]], Awaitable[None]]
-    ) -> dict[str, Any]:
-        """Unmounts, refusing while files are open, then waits for the drain; `pending` lists what is left."""
-        timeout_s = request.get("drain_timeout_s")
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._report, progress)
-            await self.ending.unmount(None if timeout_s is None else float(timeout_s))
-            nursery.cancel_scope.cancel()
-        return {"pending": [self._entry(inode) for inode in list(self.core.changes.dirty.values())[:STATUS_ITEMS]]}
-
-    async def _report(self, progress: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        while True:
-            await progress(self._pending())
-            await trio.sleep(0.25)
-
-    # -- status
-
-    def _pending(self) -> dict[str, Any]:
-        return {"files": len(self.core.changes.dirty), "bytes": self.core.staging.staged_bytes}
-
-    def _item(self, inode: Inode) -> tuple[str, str]:
-        name = (
-            self.core.inodes.key(inode) if inode.linked else (inode.remote.key if inode.remote else str(inode.number))
-        )
-        return name, inode.error or "waiting"
-
-    def _entry(self, inode: Inode) -> dict[str, Any]:
-        name, reason = self._item(inode)
-        state = "open" if inode.writers else "uploading" if inode.number in self.core.changes.in_flight else "waiting"
-        return {
-            "name": name,
-            "bytes": inode.data.staged_bytes if inode.data is not None else 0,
-            "state": state if inode.linked else "deleting",
-            "error": inode.error and reason,
-        }
-
-    def status(self) -> dict[str, Any]:
-        """What `s3fuse status --json` shows of this mount."""
-        core = self.core
-        caps = self.capabilities
-        return {
-            **self._about(),
-            "state": "unmounting" if self.ending.unmounted.is_set() else "mounted",
-            "started_at": math.floor(self.started_at),
-            "capabilities": {
-                "server": caps.server,
-                "list_metadata": caps.list_metadata,
-                "conditional_put": caps.conditional_put,
-                "conditional_multipart": caps.conditional_multipart,
-                "snowball": caps.snowball,
-                "notifications": caps.notifications,
-                "conflict_check": "atomic" if caps.conditional_put else "best effort (HEAD before each upload)",
-            },
-            "pending": {
-                **self._pending(),
-                "items": [self._entry(inode) for inode in list(core.changes.dirty.values())[:STATUS_ITEMS]],
-                "recovered_at_start": self.recovered,
-            },
-            "waiting_calls": waits.waiting(),
-            "server": self.store.health.summary(),
-            "last_error": core.syncer.last_error,
-            "conflicts": list(core.syncer.conflicts.resolved),
-            "hidden_keys": sum(core.directories.hidden.values()),
-            "cache": {
-                "directory": str(self.journal.directory),
-                "ephemeral": self.config.ephemeral,
-                "lost": lost_folders(self.journal.directory),
-                "memory_bytes": core.blocks.used_bytes,
-                "memory_limit_bytes": core.blocks.limit_bytes,
-                "block_hits": core.blocks.hits,
-                "block_misses": core.blocks.misses,
-                **disk_status(core.blocks.disk),
-                "staged_bytes": core.staging.staged_bytes,
-                "dirty_limit_bytes": self.config.dirty_size_bytes,
-                "waiting_writers": core.budget.waiting,
-                "parked_bytes": core.syncer.parking.parked_bytes,
-                "inodes": len(core.inodes.table),
-            },
-            "requests": dict(self.store.requests),
-            "process": self._process(),
-        }
-
-    def _process(self) -> dict[str, Any]:
-        """How often another process has gone on with the mount, and what would become of it after this one's death."""
-        keeping, known = self.keeping, self.core.known
-        why = "" if self.replacing is None else self.replacing.why_not()
-        if not why and not self._can_resend:
-            why = "this kernel (older than 6.9) does not send its requests again; s3fuse restart works"
-        return {
-            "restarts": keeping.restarts,
-            "deaths": keeping.deaths,
-            "last_death": keeping.reason,
-            "last_pause_s": self.pause_s,
-            "last_refusal": "" if self.replacing is None else self.replacing.refused,
-            "session_bytes": known.used_bytes,
-            "weaker": why and f"a process that dies takes the mount with it: {why}",
-        }

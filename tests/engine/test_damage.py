@@ -239,7 +239,7 @@ async def test_journal_that_lost_its_end_gives_up_no_bytes(bench: Bench, tmp_pat
     await rig.restart(tmp_path / "copy")
     assert rig.journal.lost
     (folder,) = lost_folders(rig.cache)
-    assert rig.mount.status()["cache"]["lost"] == [folder]
+    assert rig.mount.answers.status()["cache"]["lost"] == [folder]
     kept = contents(Path(folder))
     assert b"body of 49" in kept
     assert b"L" * 100_000 in kept

@@ -11,4 +11,4 @@ if TYPE_CHECKING:
 async def test_a_log_without_a_file_is_stderr(bench: Bench) -> None:
     """As it is with --foreground; every other mount has a file (see `test_cli`)."""
     rig = await bench.rig()
-    assert rig.mount.status()["log"] == "stderr"
+    assert rig.mount.answers.status()["log"] == "stderr"
