@@ -31,9 +31,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: A log is written anew when it is longer than this and has become so many times as long as it was then.
+#: A log is written anew when it is longer than this and so many times as long as it would be then.
 SHORT_BYTES = 4 << 20
 GROWTH = 4
+#: What an inode takes in it: a node with a name of some length and the etag.
+NODE_BYTES = 150
 LOOK_S = 1.0
 #: How many inodes are written between two turns of the other tasks.
 SLICE = 500
@@ -54,6 +56,7 @@ class Known:
         self._told = False
         self._copy: Log | None = None
         self._log: Log | None = None
+        self._short_bytes = 0  # how long it was when this process wrote it anew
         if path is None:
             return
         if earlier is None:
@@ -66,7 +69,6 @@ class Known:
             self._order, self.steps = earlier.order, earlier.steps
             self.opened, self.places, self._last_open = earlier.opened, earlier.places, earlier.last_open
             self.facts = earlier.facts
-        self._short_bytes = self._log.used_bytes
 
     @property
     def is_kept(self) -> bool:
@@ -236,7 +238,8 @@ class Known:
             current = self._log
             if current is None or current.broken:
                 return
-            if current.used_bytes > max(SHORT_BYTES, GROWTH * self._short_bytes):
+            short_bytes = max(self._short_bytes, NODE_BYTES * len(self.inodes.table))
+            if current.used_bytes > max(SHORT_BYTES, GROWTH * short_bytes):
                 try:
                     await self.rewrite()
                 except OSError as error:
@@ -250,6 +253,8 @@ class Known:
         copy = self._copy = Log(part, new=True)
         try:
             copy.append(records.FACTS, json.dumps(self.facts).encode())
+            # The kernel knows the inode of a request that it waits for.
+            self.steps = {node: step for node, step in self.steps.items() if node in self.inodes.table}
             for step in self.steps.values():
                 copy.append(records.STEP, records.encode_step(step))
                 copy.append(records.STEP_END, b"")

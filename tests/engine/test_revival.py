@@ -305,19 +305,31 @@ async def test_a_directory_is_read_on_where_it_was(kernel: Kernel, bench: Bench)
         assert left == [f"f{number:02d}" for number in range(start, 30) if number != 25]
 
 
-async def test_the_log_stays_short(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_the_log_stays_short(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+    """Also where no process lives long enough to see it grow much."""
     handle, number = await kernel.create(ROOT, b"f")
     await kernel.write(handle, 0, b"data")
     await kernel.unlink(ROOT, b"f")
+    for _ in range(50):
+        gone = await kernel.mkdir(ROOT, b"gone")
+        below = await kernel.mkdir(gone, b"below")
+        await kernel.rmdir(gone, b"below")
+        await kernel.rmdir(ROOT, b"gone")
+        await kernel.forget(below)
+        await kernel.forget(gone)
     directory = await kernel.mkdir(ROOT, b"d")
     monkeypatch.setattr(known, "SHORT_BYTES", 10_000)
     monkeypatch.setattr(known, "LOOK_S", 0.0)
     for _ in range(1000):
         await kernel.lookup(ROOT, b"d")
+    if restarted:
+        await kernel.restart()
     before = kernel.rig.core.known.used_bytes
     with trio.move_on_after(0.2):
         await kernel.rig.core.known.keep_short()
     assert kernel.rig.core.known.used_bytes < before / 4
+    assert kernel.rig.core.known.steps.keys() == {ROOT}
     await kernel.restart()
     assert kernel.rig.core.inodes[directory].lookups >= kernel.counts[directory]
     assert await kernel.read(handle) == b"data"
