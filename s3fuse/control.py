@@ -116,7 +116,11 @@ def session_path(mountpoint: Path, pid: int) -> Path:
         owner = left.name.split(".")[1]
         if not owner.isdigit() or not Path(f"/proc/{owner}").exists():
             left.unlink(missing_ok=True)
-    return path.parent / f"{path.stem}.{pid}.session"
+    return _session(path, pid)
+
+
+def _session(path: Path, pid: int) -> Path:
+    return path.with_name(f"{path.stem}.{pid}.session")
 
 
 def open_door(mountpoint: Path, about: dict[str, Any]) -> Door:
@@ -274,6 +278,8 @@ def mounts() -> list[dict[str, Any]]:
             else:
                 path.unlink(missing_ok=True)
                 path.with_suffix(".sock").unlink(missing_ok=True)
+                if about is not None:  # another mount there may have begun its own
+                    _session(path, about["pid"]).unlink(missing_ok=True)
     return found
 
 

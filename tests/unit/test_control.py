@@ -291,11 +291,16 @@ def test_what_dead_daemons_left_is_removed(runtime: Path) -> None:
         waiting.connect(str(runtime / "busy.sock"))  # and its queue is full
         # A zombie keeps its pid, so ours may stand for a killed daemon's.
         (runtime / "dead.json").write_text(json.dumps(ABOUT))
+        (runtime / f"dead.{ABOUT['pid']}.session").touch()
+        (runtime / "dead.1.session").touch()
+        (runtime / f"alive.{ABOUT['pid']}.session").touch()
         with socket.socket(socket.AF_UNIX) as left:
             left.bind(str(runtime / "dead.sock"))
         (runtime / "bare.json").write_text(json.dumps(ABOUT))
         assert control.mounts() == [ABOUT, ABOUT]
-        assert sorted(path.name for path in runtime.iterdir()) == ["alive.json", "alive.sock", "busy.json", "busy.sock"]
+        kept = {"alive.json", "alive.sock", "busy.json", "busy.sock"}
+        sessions = {f"alive.{ABOUT['pid']}.session", "dead.1.session"}  # the last is of who is about to mount there
+        assert {path.name for path in runtime.iterdir()} == kept | sessions
 
 
 @pytest.mark.parametrize(
