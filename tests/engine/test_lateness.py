@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from tests.engine.rig import Bench, Rig
 
 #: How late requests may be here, and how late they are.
-LATE_S, COMES_S = 1.0, 0.6
+LATE_S, COMES_S = 2.0, 0.7
 
 
 @pytest.fixture(autouse=True)
