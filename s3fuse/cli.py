@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 WHERE = click.Choice(["local", "upload"])
 LINKS = click.Choice(["refuse", "copy"])
+#: What an inode may have: the last one means "none" to chown(2).
+ID = click.IntRange(0, (1 << 32) - 2)
 LEVELS = click.Choice(["debug", "info", "warning", "error"])
 #: How long another process may take to go on with a mount.
 RESTART_S = 60.0
@@ -79,8 +81,8 @@ run_option = grouped("Running it")
 @bucket_option("--attr-ttl", type=Seconds(), default="1s", show_default=True, help="How old attributes may be.")
 @bucket_option("--drain-timeout", type=Seconds(), default="5m", show_default=True, help="Longest wait when unmounting.")
 @bucket_option("--read-only", is_flag=True, help="Refuse every change.")
-@look_option("--uid", type=int, default=os.geteuid, help="Owner of objects without metadata.")
-@look_option("--gid", type=int, default=os.getegid, help="Group of objects without metadata.")
+@look_option("--uid", type=ID, default=os.geteuid, help="Owner of objects without metadata.")
+@look_option("--gid", type=ID, default=os.getegid, help="Group of objects without metadata.")
 @look_option("--umask", type=Mode(), default=default_umask, help="Bits to clear in the default modes.")
 @look_option("--file-mode", type=Mode(), default="0666", help="Mode of files without metadata, before --umask.")
 @look_option("--dir-mode", type=Mode(), default="0777", help="Mode of directories without metadata, before --umask.")

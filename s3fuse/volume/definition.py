@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from s3fuse import keys
 from s3fuse.config import MountConfig, parse_place, usage
 from s3fuse.credentials import check_endpoint
 from s3fuse.errors import ExitCode, UserError
@@ -93,6 +94,8 @@ class MountOptions:
                 "option credentials takes the name of a credentials file on the node, never a path or a key",
                 ExitCode.USAGE,
             )
+        if not options.get("cache-dir", "/").startswith("/"):
+            raise usage("option cache-dir", options["cache-dir"], "a path that begins with /")
         _truth("purge", options.get("purge", "false"))
         bucket, prefix = self._place(name, options, rule)
         definition = Definition(name, bucket, prefix, dict(sorted(options.items())), created_at)
@@ -141,6 +144,8 @@ class MountOptions:
         elif "/" in bucket:
             raise usage("option bucket", bucket, "the name of a bucket; what is below it is named by prefix")
         place = parse_place(f"{bucket}/{prefix or ''}")
+        if place.prefix.startswith(f"{keys.RESERVED}/"):
+            raise usage("option prefix", place.prefix, f"nothing below {keys.RESERVED}, which is s3fuse's own")
         return place.bucket, place.prefix.rstrip("/")
 
     def _check(self, definition: Definition) -> None:

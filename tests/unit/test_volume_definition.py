@@ -86,6 +86,7 @@ def test_place_of_a_volume() -> None:
     assert define(bucket="other").place == "other"
     assert define(bucket="other", prefix="/a//b/").place == "other/a/b"
     assert define("photos", prefix="a").place == "photos/a"
+    assert define("photos", prefix="a/.s3fuse-of-mine").place == "photos/a/.s3fuse-of-mine"
     assert define(rule=NameRule("all/{name}"), prefix="a").place == "all/a"
 
 
@@ -137,9 +138,14 @@ def test_arguments(options: Mapping[str, str], arguments: list[str]) -> None:
         ({"endpoint": "http://KEY:hush@127.0.0.1"}, r"endpoint has a user or a password in it"),
         ({"endpoint": "http://host/path"}, r"endpoint: 'http://host/path' is not allowed"),
         ({"prefix": "a/../b"}, r"PREFIX"),
+        ({"prefix": "/.s3fuse"}, r"option prefix: '.s3fuse/' is not allowed; it takes nothing below .s3fuse"),
+        ({"prefix": ".s3fuse/x"}, r"option prefix: '.s3fuse/x/' is not allowed"),
         ({"memory": "1"}, r"--memory: '1' is not allowed; it takes at least 16MiB"),
         ({"close": "never"}, r"'never' is not one of 'local', 'upload'"),
         ({"uid": "me"}, r"'me' is not a valid integer"),
+        ({"gid": "-5"}, r"'--gid': -5 is not in the range"),
+        ({"uid": "4294967295"}, r"'--uid': 4294967295 is not in the range"),
+        ({"cache-dir": "rel"}, r"option cache-dir: 'rel' is not allowed; it takes a path that begins with /"),
         ({"read-only": "maybe"}, r"option read-only: 'maybe' is not allowed; it takes true or false"),
         ({"purge": "maybe"}, r"option purge: 'maybe'"),
         ({"ephemeral": "true", "cache-dir": "/x"}, r"--cache-dir: '/x' is not allowed"),
