@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from tests.proxy import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from tests.docker.node import Node
     from tests.docker.plugin import Plugin
@@ -119,6 +121,41 @@ def test_t76_any_user(seeded: Node, plugin: Plugin, bucket: Bucket) -> None:
         *RUN, "--user", "1000:1000", "-v", "owned:/data", "lab", "sh", "-ec", "cd /data; touch f; stat -c %u:%g . f"
     )
     assert said.splitlines() == ["1000:1000", "1000:1000"]
+    plugin.wait_until_idle()
+
+
+#: What makes root of all containers user 100000 of the machine.
+REMAP = """
+sed -i /^dockremap:/d /etc/passwd /etc/group
+echo dockremap:x:990:990::/:/bin/false >>/etc/passwd
+echo dockremap:x:990: >>/etc/group
+echo dockremap:100000:65536 | tee /etc/subuid >/etc/subgid
+"""
+
+
+def test_t76_remapped_users(
+    nodes: Callable[..., Node], plugins: Callable[..., Plugin], images: Callable[[str], Path], bucket: Bucket
+) -> None:
+    """With users of containers that are others on the machine a volume is filled and used as without."""
+    if subprocess.run(["unshare", "--user", "true"], check=False, timeout=60).returncode:
+        pytest.skip("no user namespaces")
+    node = nodes(dockerd=False)
+    node.script(REMAP)
+    node.start_dockerd("--userns-remap=default")
+    node.docker("import", images("seeded"), "seeded")
+    plugin = plugins(node, bucket.server)
+    plugin.create("vol", bucket.name)
+    node.docker(*RUN, "-v", "vol:/data", "seeded", "true")
+    assert seen(node, "vol", image="seeded") == listing(copy_up_tree(), "data")
+    script = "cd /data; stat -c %u:%g plain; echo more >>plain; chown 1000:1000 plain; stat -c %u:%g plain; cat plain"
+    said = node.docker(*RUN, "-v", "vol:/data", "seeded", "sh", "-ec", script)
+    plain = next(entry.data for entry in copy_up_tree() if entry.path == "data/plain")
+    assert said.splitlines() == ["33:33", "1000:1000", *plain.decode().splitlines(), "more"]
+    plugin.create("new", bucket.name, prefix="new")
+    script = "cd /data; echo x >file; stat -c %u:%g file; cat file"
+    for user in ("0:0", "1000:1000"):
+        said = node.docker(*RUN, "--user", user, "-v", "new:/data:nocopy", "seeded", "sh", "-ec", f"{script}; rm file")
+        assert said.splitlines() == [user, "x"]
     plugin.wait_until_idle()
 
 
