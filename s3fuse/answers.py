@@ -201,13 +201,14 @@ class Answers:
         """How often another process has gone on with the mount, and what would become of it after this one's death."""
         keeping, known = self.keeping, self.core.known
         why = "" if self.replacing is None else self.replacing.why_not()
-        if not why and not self.can_resend:
+        if self.replacing is not None and not why and not self.can_resend:
             why = "this kernel (older than 6.9) does not send its requests again; s3fuse restart works"
         return {
             "restarts": keeping.restarts,
             "deaths": keeping.deaths,
             "last_death": keeping.reason,
             "last_pause_s": self.pause_s,
+            "given_up": keeping.given_up,
             "last_refusal": "" if self.replacing is None else self.replacing.refused,
             "session_bytes": known.used_bytes,
             "weaker": why and f"a process that dies takes the mount with it: {why}",

@@ -296,10 +296,13 @@ def _wait_for_successor(mountpoint: Path, before: int) -> dict[str, Any]:
     end = time.monotonic() + RESTART_S
     while time.monotonic() < end:
         status = control.request(mountpoint, "status", timeout_s=60)
+        refusal = status["process"]["last_refusal"]
+        if refusal and status["worker_pid"] != before:
+            raise UserError(f"{mountpoint} goes on with the options that it had: {refusal}")
+        if refusal:
+            raise UserError(f"no other process can go on with {mountpoint}: {refusal}")
         if status["worker_pid"] != before and status["process"]["last_pause_s"] is not None:
             return dict(status["process"])
-        if status["process"]["last_refusal"]:
-            raise UserError(f"no other process can go on with {mountpoint}: {status['process']['last_refusal']}")
         time.sleep(0.02)
     raise UserError(f"{mountpoint} has not been taken over within {RESTART_S:.0f} s; see its log")
 

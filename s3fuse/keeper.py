@@ -34,12 +34,21 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
 class _Worker:
     """One worker's process and what it has said."""
 
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], log: str | None) -> None:
         self.link, theirs = link.pair()
-        with theirs:
-            arguments = [*command, str(theirs.fileno())]
-            # A process group of its own: what a terminal sends comes from here, and once.
-            self.pid = os.posix_spawn(arguments[0], arguments, os.environ, setpgroup=0, setsigmask=[])
+        errors = _open_log(log)
+        # What ends it before it can write its log, as a program that is installed by half, is said there all the same.
+        actions = [(os.POSIX_SPAWN_DUP2, errors, 2)] if errors is not None else []
+        try:
+            with theirs:
+                arguments = [*command, str(theirs.fileno())]
+                # A process group of its own: what a terminal sends comes from here, and once.
+                self.pid = os.posix_spawn(
+                    arguments[0], arguments, os.environ, file_actions=actions, setpgroup=0, setsigmask=[]
+                )
+        finally:
+            if errors is not None:
+                os.close(errors)
         self.serving = False
         self.stopped = False  # it is not needed after all
         self.ended: int | None = None  # its exit code, once the mount is to end with it
@@ -67,7 +76,8 @@ class Keeper:
         self._given_up = ""
         self._orderly = 0
         self._is_mounted = False
-        self._config_before = spec["config"]
+        self._config_before = spec["config"]  # with which a worker has served
+        self._refused = ""  # why no worker could serve with the options of the last restart
         self._since: float | None = None  # since when nobody serves the mount
         self._select = selectors.DefaultSelector()
         self._wake, wake = socket.socketpair()
@@ -108,7 +118,7 @@ class Keeper:
     # -- workers
 
     def _spawn(self) -> _Worker:
-        worker = _Worker(self.spec["worker"])
+        worker = _Worker(self.spec["worker"], self.spec["config"].get("log_file"))
         self._select.register(worker.link, selectors.EVENT_READ, worker)
         return worker
 
@@ -123,6 +133,7 @@ class Keeper:
             "deaths": self.succession.deaths,
             "reason": self.succession.reason,
             "given_up": self._given_up,
+            "refused": self._refused,
             "since": self._since,
             "descriptors": list(self._descriptors),
         }
@@ -159,6 +170,7 @@ class Keeper:
             os.kill(self._next.pid, signal.SIGKILL)
         if "serving" in message:
             worker.serving = True
+            self._config_before = self.spec["config"]
             if self._stop:
                 os.kill(worker.pid, self._stop)
         if "ready" in message:
@@ -172,7 +184,7 @@ class Keeper:
         """Has the current worker replaced by one of the program that is installed now."""
         ready = self._current is not None and self._current.serving and self._held["after_hand_over"]
         if ready and self._next is None:
-            self._config_before = self.spec["config"]
+            self._refused = ""
             self.spec["config"] = config or self.spec["config"]
             self._next = self._spawn()
 
@@ -228,6 +240,8 @@ class Keeper:
         self._since = time.monotonic()
         killed = code == -signal.SIGKILL and worker.serving
         reason = _why(worker, code)
+        if not worker.serving and self.spec["config"] != self._config_before:
+            self.spec["config"], self._refused = self._config_before, reason
         delay_s = self.succession.died(reason, time.monotonic(), killed=killed)
         if not self._held["after_death"]:
             delay_s = None
@@ -301,15 +315,21 @@ class Keeper:
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d}"
         line = f"{stamp} WARNING s3fuse.keeper: {text}\n".encode()
         path = self.spec["config"].get("log_file")
-        try:
-            if path is None:
-                os.write(2, line)
-                return
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = 2 if path is None else _open_log(path)
+        if descriptor is None:
+            return
+        with suppress(OSError):
             os.write(descriptor, line)
+        if descriptor != 2:
             os.close(descriptor)
-        except OSError:
-            pass
+
+
+def _open_log(path: str | None) -> int | None:
+    """A descriptor of the log, None where there is no file for it."""
+    try:
+        return None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    except OSError:
+        return None
 
 
 def _why(worker: _Worker, code: int) -> str:

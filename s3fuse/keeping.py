@@ -25,6 +25,7 @@ class Keeping:
     deaths: int = 0
     reason: str = ""  # of the last death
     given_up: str = ""  # why nobody serves the mount any more: what waits is only to be uploaded
+    refused: str = ""  # why the options of the last restart do not hold
     since: float | None = None  # since when nobody serves it, as `time.monotonic()`
     device: int | None = None  # the connection to the kernel, where an earlier worker has made it
     listener: int | None = None  # the control socket

@@ -59,7 +59,7 @@ class Replacing:
         self.config = config
         self.keeping = keeping
         self.known = known
-        self.refused = ""  # why the last successor could not begin
+        self.refused = keeping.refused  # why the last successor could not begin, or not with its options
         self._hand_over = hand_over
         self._is_ending = is_ending
         self._on_orphaned = on_orphaned

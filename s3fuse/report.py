@@ -66,7 +66,11 @@ def _process(process: dict[str, Any]) -> list[tuple[str, str]]:
         text = f"{process['restarts']}"
         if process["deaths"]:
             text += f", {process['deaths']} of them after a death (the last: {process['last_death']})"
-        facts.append(("restarts", text + f"; the last pause: {process['last_pause_s'] or 0:.2f} s"))
+        if process["last_pause_s"] is not None:
+            text += f"; the last pause: {process['last_pause_s']:.2f} s"
+        facts.append(("restarts", text))
+    if process.get("given_up"):
+        facts.append(("given up", f"{process['given_up']}; calls fail, and what waits is uploaded"))
     if process.get("weaker"):
         facts.append(("if it dies", process["weaker"]))
     return facts

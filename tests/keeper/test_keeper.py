@@ -140,7 +140,7 @@ def test_the_command_returns_when_the_mount_is_up_and_holds_on_to_nothing(tmp_pa
     done = start(tmp_path, f"{facts}\nhold()\nsay(serving=True, ready=True)\nlink.receive(end)")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     _, (worker, found) = (json.loads(line) for line in (tmp_path / "said").read_text().splitlines())
-    assert found == ["/", True, ["/dev/null"] * 3]
+    assert found == ["/", True, ["/dev/null", "/dev/null", str(tmp_path / "log")]]
     keeper_pid = int(Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[1])
     os.kill(keeper_pid, signal.SIGKILL)
     wait_for(lambda: not is_alive(worker), timeout_s=60)
@@ -208,6 +208,30 @@ def test_a_successor_that_cannot_begin_leaves_the_one_before_where_it_is(tmp_pat
         os.kill(first, signal.SIGKILL)
         kept.nth(2, "serves")
         assert "cannot: it ended with exit code 9; the one before it stays" in (tmp_path / "log").read_text()
+
+
+def test_options_with_which_none_can_serve_are_put_back(tmp_path: Path) -> None:
+    body = SERVING.replace("\nhold()", "\nif given['config'].get('bucket') == 'wrong':\n    os._exit(8)\nhold()", 1)
+    body = body.replace(
+        'said("serves")',
+        """said("serves", given["refused"])
+if not given["restarts"]:
+    say(replace={**given["config"], "bucket": "wrong"})""",
+    )
+    with keeper(tmp_path, body) as kept:
+        kept.nth(2, "serves")
+        assert [line[2] for line in kept.said() if line[1] == "serves"] == ["", "it ended with exit code 8"]
+        assert "the worker died: it ended with exit code 8\n" in (tmp_path / "log").read_text()
+        os.kill(kept.nth(2, "serves"), signal.SIGKILL)
+        kept.nth(3, "serves")
+
+
+def test_what_a_worker_says_that_cannot_write_the_log_itself_is_there(tmp_path: Path) -> None:
+    body = SERVING.replace("\nhold()", "\nif given['restarts'] == 1:\n    import not_installed\nhold()", 1)
+    with keeper(tmp_path, body) as kept:
+        os.kill(kept.nth(1, "serves"), signal.SIGKILL)
+        kept.nth(2, "serves")
+        assert "No module named 'not_installed'" in (tmp_path / "log").read_text()
 
 
 def test_a_worker_that_cannot_live_is_tried_a_few_times_and_the_last_one_learns_why(tmp_path: Path) -> None:

@@ -168,6 +168,23 @@ def test_what_cannot_change_is_refused_by_name(minio_server: Server, mounts: Mou
 
 
 @pytest.mark.timeout(120)
+def test_options_that_no_process_can_begin_with_are_put_back(minio_server: Server, mounts: Mounts) -> None:
+    mount = mounts.new(minio_server)
+    mount.allowed += [DIED, "cannot be written", "cannot be read"]
+    with (mount.path / "f").open("wb", 0) as file:
+        file.write(b"one")
+        for option in ("log-file=/nonexistent/log", "credentials-file=/nonexistent"):
+            done = restart(mount, "-o", option, check=False)
+            assert done.returncode == 1
+            assert "goes on with the options that it had" in done.stderr
+            assert "/nonexistent" in done.stderr
+        file.write(b"two")
+    assert (mount.path / "f").read_bytes() == b"onetwo"
+    restart(mount)
+    mount.stop()
+
+
+@pytest.mark.timeout(120)
 def test_one_that_keeps_all_in_memory_cannot_be_followed(minio_server: Server, mounts: Mounts) -> None:
     mount = mounts.new(minio_server, "--ephemeral")
     done = restart(mount, check=False)
