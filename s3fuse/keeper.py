@@ -186,7 +186,17 @@ class Keeper:
         if ready and self._next is None:
             self._refused = ""
             self.spec["config"] = config or self.spec["config"]
-            self._next = self._spawn()
+            try:
+                self._next = self._spawn()
+            except OSError as error:
+                self.spec["config"] = self._config_before
+                self._stays(f"the host cannot start it ({error.strerror})")
+
+    def _stays(self, reason: str) -> None:
+        """The worker that was to be replaced goes on."""
+        if self._current is not None:
+            self._log(f"the worker that was to go on cannot: {reason}; the one before it stays")
+            self._current.send({"refused": reason})
 
     def _watch_handing_over(self, now: float) -> None:
         if self._hand_over_by and now >= self._hand_over_by and self._current is not None:
@@ -224,9 +234,8 @@ class Keeper:
         if worker is self._next:
             self._next = None
             self.spec["config"] = self._config_before
-            if not worker.stopped and self._current is not None:
-                self._log(f"the worker that was to go on cannot: {_why(worker, code)}; the one before it stays")
-                self._current.send({"refused": _why(worker, code)})
+            if not worker.stopped:
+                self._stays(_why(worker, code))
             return
         self._current, self._hand_over_by = None, 0.0
         if worker.ended is not None or self._given_up:

@@ -86,12 +86,12 @@ class Kept:
 
 
 @contextmanager
-def keeper(folder: Path, body: str) -> Iterator[Kept]:
+def keeper(folder: Path, body: str, python: str = sys.executable) -> Iterator[Kept]:
     """A keeper in the foreground, with workers of this body."""
     code = WORKER.format(folder=str(folder), body=body)
     spec = {
         "config": to_json(MountConfig(mountpoint=folder, bucket="bucket", log_file=folder / "log")),
-        "worker": [sys.executable, "-c", code],
+        "worker": [python, "-c", code],
         "log": "THE-LOG",
     }
     with (folder / "spec").open("w+b") as file:
@@ -208,6 +208,21 @@ def test_a_successor_that_cannot_begin_leaves_the_one_before_where_it_is(tmp_pat
         os.kill(first, signal.SIGKILL)
         kept.nth(2, "serves")
         assert "cannot: it ended with exit code 9; the one before it stays" in (tmp_path / "log").read_text()
+
+
+def test_a_successor_that_the_host_cannot_start_leaves_the_one_before_where_it_is(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    body = SERVING.replace(
+        '    said("hears", message)', '    said("hears", message)\n    if "refused" in message:\n        continue'
+    )
+    body = body.replace('said("serves")', 'os.unlink(folder + "/python")\nsaid("serves")\nsay(replace={})')
+    with keeper(tmp_path, body, str(python)) as kept:
+        first = kept.nth(1, "hears")
+        reason = "the host cannot start it (No such file or directory)"
+        assert kept.said()[-1] == [first, "hears", {"refused": reason}]
+        assert is_alive(first)
+        assert kept.process.poll() is None
 
 
 def test_options_with_which_none_can_serve_are_put_back(tmp_path: Path) -> None:
