@@ -9,8 +9,10 @@ MOST_DEATHS = 5
 #: The same for workers that were killed from outside while they served: there the reason is not in the worker.
 MOST_KILLS = 100
 WITHIN_S = 60.0
-#: How long before the next one starts, doubled with each one that dies by itself.
+#: How long before the next one starts, so many times longer with each one that dies by itself: together longer than a
+#: package takes to be upgraded, in the midst of which none can start.
 FIRST_DELAY_S = 0.1
+DELAY_GROWTH = 4
 MOST_DELAY_S = 5.0
 
 
@@ -35,4 +37,4 @@ class Succession:
             return None
         if killed:
             return 0.0
-        return float(min(MOST_DELAY_S, FIRST_DELAY_S * 2 ** (len(recent) - 1)))
+        return float(min(MOST_DELAY_S, FIRST_DELAY_S * DELAY_GROWTH ** (len(recent) - 1)))
