@@ -17,6 +17,7 @@ SEED ?= 1
 LAG ?= 0
 
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
+MC_VERSION := v0.0.0-20250313080218-cf909e1063a9
 FSX_VERSION := 0.3.2
 
 DEMO_PACKAGES := fuse3 libfuse3-dev pkg-config gcc
@@ -56,7 +57,7 @@ help:
 	echo "make check      ruff, mypy, import order"
 	echo "make clean      removes what make made in this directory"
 
-setup: .venv/.for-tests .tools/.minio-$(MINIO_VERSION) .tools/.fsx-$(FSX_VERSION)
+setup: .venv/.for-tests .tools/.minio-$(MINIO_VERSION) .tools/.mc-$(MC_VERSION) .tools/.fsx-$(FSX_VERSION)
 
 # A dockerd that is there, whosever it is, is taken; the tests start their own of it, apart from the machine.
 packages:
@@ -87,15 +88,23 @@ endef
 
 , := ,
 
-.tools/.minio-$(MINIO_VERSION): | packages
-	@export PATH="$(GO_PATH)"
+# $(call go_install,MODULE): builds a program of MinIO's into .tools/bin.
+define go_install
+	export PATH="$(GO_PATH)"
 	command -v go >/dev/null || { $(call install,golang-go); }
 	version=$$(go env GOVERSION); version=$${version#go}
 	[ "$$(printf '%s\n' 1.21 "$$version" | sort -V | head -n 1)" = 1.21 ] || {
 	    echo "Go $$version is too old to build MinIO: put Go 1.21 or newer on the PATH" >&2; exit 1; }
-	echo "building MinIO's server; this takes minutes"
-	GOBIN="$(CURDIR)/.tools/bin" go install github.com/minio/minio@$(MINIO_VERSION)
+	echo "building $(1); this takes minutes"
+	GOBIN="$(CURDIR)/.tools/bin" go install "$(1)"
 	touch $@
+endef
+
+.tools/.minio-$(MINIO_VERSION): | packages
+	@$(call go_install,github.com/minio/minio@$(MINIO_VERSION))
+
+.tools/.mc-$(MC_VERSION): | packages
+	@$(call go_install,github.com/minio/mc@$(MC_VERSION))
 
 .tools/.fsx-$(FSX_VERSION): | packages
 	@export PATH="$(CARGO_PATH)"

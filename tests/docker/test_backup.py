@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.docker.documents import commands
+from tests.docker.documents import ROOT, commands
 from tests.docker.test_copyup import RUN, check_tree, seen
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.timeout(240)
 
 
-def test_rsync_and_rclone(
+def test_rsync_mc_and_rclone(
     nodes: Callable[..., Node], plugins: Callable[..., Plugin], bucket: Bucket, buckets: Callable[..., Bucket]
 ) -> None:
     node = nodes("seeded")
@@ -37,8 +37,17 @@ def test_rsync_and_rclone(
     plugin.create("back", back)
     check_tree(node, "back")
 
-    copy = buckets(bucket.server)
-    settings = {"BUCKET": bucket.name, "BACKUP": copy.name}
+    mirror, again = f"{bucket.name}-mirror", f"{bucket.name}-again"
+    tools = f"{ROOT}/.tools/bin:{node.environment['PATH']}"
+    keys = {"ENDPOINT": bucket.server.endpoint, "ACCESS_KEY": bucket.server.access_key}
+    keys = {f"MINIO_{name}": value for name, value in keys.items()} | {"MINIO_SECRET_KEY": bucket.server.secret_key}
+    for source, copy in ((bucket.name, mirror), (mirror, again)):
+        node.script(commands("docker/README.md", "mc"), env=keys | {"BUCKET": source, "BACKUP": copy, "PATH": tools})
+    plugin.create("again", again)
+    check_tree(node, "again")
+
+    copied_to = buckets(bucket.server)
+    settings = {"BUCKET": bucket.name, "BACKUP": copied_to.name}
     for name in ("FROM", "TO"):
         settings[f"RCLONE_CONFIG_{name}_TYPE"] = "s3"
         settings[f"RCLONE_CONFIG_{name}_PROVIDER"] = "Minio"
@@ -46,7 +55,7 @@ def test_rsync_and_rclone(
         settings[f"RCLONE_CONFIG_{name}_ACCESS_KEY_ID"] = bucket.server.access_key
         settings[f"RCLONE_CONFIG_{name}_SECRET_ACCESS_KEY"] = bucket.server.secret_key
     node.script(commands("docker/README.md", "rclone"), env=settings)
-    plugin.create("copy", copy.name)
+    plugin.create("copy", copied_to.name)
     copied = seen(node, "copy")
     assert copied.keys() == original.keys()
     folders = {path for path, about in original.items() if about.startswith("4")}
