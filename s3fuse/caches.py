@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from s3fuse import control
 from s3fuse.cachedir import is_ours
 from s3fuse.errors import UserError
-from s3fuse.namespace.recovery import after_power_failure, lost_folders
+from s3fuse.namespace.recovery import LOST, after_power_failure, lost_folders
 from s3fuse.writing import wal
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.database import locked
@@ -85,8 +85,8 @@ def look(directory: Path) -> Cache:
         raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
     cache = Cache(directory, size_bytes=_size_bytes(directory), lost=lost_folders(directory))
     try:
-        with locked(directory):
-            _look_inside(cache)
+        with locked(directory) as lock:
+            _look_inside(cache, lock)
     except UserError:
         cache.in_use = True
         _ask_daemon(cache)
@@ -120,9 +120,9 @@ def _ask_daemon(cache: Cache) -> None:
             return
 
 
-def _look_inside(cache: Cache) -> None:
+def _look_inside(cache: Cache, lock: int) -> None:
     try:
-        with _read(cache.directory) as journal:
+        with _read(cache.directory, lock) as journal:
             cache.store = journal.store
             cache.unfinished_uploads = len(journal.uploads())
             layers = _layers(journal, cache.directory)
@@ -132,24 +132,31 @@ def _look_inside(cache: Cache) -> None:
                 reason = _damage(cache.directory, row.number, of_row) or "waits for the next mount"
                 name = row.key or f"{row.remote_key} (deleted)"
                 cache.waiting.append({"name": name, "bytes": staged_bytes, "reason": reason})
+            if journal.lost:
+                cache.problem = (
+                    f"{journal.lost}; mount its bucket again, which keeps all that is staged, or copy it out"
+                )
         cache.waiting_files = len(cache.waiting)
     except (UserError, sqlite3.Error, ValueError) as error:
         cache.problem = f"its journal cannot be read: {error}"
 
 
 @contextmanager
-def _read(directory: Path) -> Iterator[Journal]:
-    """The journal, from a copy. Raises UserError and sqlite3.Error."""
+def _read(directory: Path, lock: int) -> Iterator[Journal]:
+    """The journal, from a copy, with what it has lost (`Journal.lost`). Raises UserError and sqlite3.Error."""
     with tempfile.TemporaryDirectory(prefix="s3fuse-") as name:
-        for suffix in ("", wal.LOG):
+        for suffix in ("", *wal.SUFFIXES):
             if (directory / (wal.FILE + suffix)).exists():
                 shutil.copyfile(directory / (wal.FILE + suffix), Path(name, wal.FILE + suffix))
+        before = wal.Before(Path(name), lock)
         with closing(sqlite3.connect(Path(name, wal.FILE))) as database:
             try:
                 (store,) = database.execute("SELECT store FROM identity").fetchone()
             except (sqlite3.Error, TypeError) as error:
                 raise UserError(f"{error}") from error
+            lost = before.lost()  # closing the database takes the log away
         journal = Journal(Path(name), store)
+        journal.lost = lost
         try:
             yield journal
         finally:
@@ -180,9 +187,9 @@ def remove(directory: Path) -> str:
     cache = look(directory)
     if cache.in_use:
         return cache.why_kept()
-    with locked(directory):
+    with locked(directory) as lock:
         cache = Cache(directory, lost=lost_folders(directory))  # a mount may have come and gone since
-        _look_inside(cache)
+        _look_inside(cache, lock)
         if reason := cache.why_kept():
             return reason
         others = []
@@ -220,7 +227,7 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
         raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not an empty directory; choose another")
-    with locked(directory), _read(directory) as journal:
+    with locked(directory) as lock, _read(directory, lock) as journal:
         destination.mkdir(parents=True, exist_ok=True)
         layers, overlays = _layers(journal, directory), journal.overlays()
         for row in journal.nodes():
@@ -229,6 +236,9 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
         for folder in lost_folders(directory):
             shutil.copytree(folder, destination / Path(folder).name)
             yield Copied(Path(folder).name, False, "staged bytes whose names the journal has lost, as they are")
+        if journal.lost:
+            shutil.copytree(directory / "staging", destination / f"{LOST}staging")
+            yield Copied(f"{LOST}staging", False, f"{journal.lost}: all that is staged, as it is")
 
 
 def _copy_row(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from typing import TYPE_CHECKING
 
 import pytest
@@ -218,3 +219,32 @@ async def test_destination_that_is_not_empty_is_refused(bench: Bench, tmp_path: 
     assert code == 1
     assert "not an empty directory" in text
     assert (tmp_path / "out/file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "removed"])
+async def test_journal_that_lost_its_end(bench: Bench, tmp_path: Path, damage: str) -> None:
+    """No mount has looked at it since the kill: what it does not name any more is neither removed nor left behind."""
+    rig = await bench.rig()
+    rig.journal.checkpoint()
+    for number in range(50):
+        await rig.put(f"f{number}", b"body of %d" % number)
+    cache = tmp_path / "copy"
+    shutil.copytree(rig.cache, cache)
+    await rig.drained()
+    log = cache / "journal.sqlite-wal"
+    assert caches.look(cache).problem == ""
+    if damage == "cut":
+        os.truncate(log, log.stat().st_size // 2)
+    elif damage == "removed":
+        log.unlink()
+    else:
+        data = bytearray(log.read_bytes())
+        data[len(data) // 2] ^= 1
+        log.write_bytes(data)
+    assert "the journal's log was" in caches.look(cache).problem
+    assert "the journal's log was" in caches.remove(cache)
+    copied = list(caches.copy_out(cache, tmp_path / "out"))
+    assert not copied[-1].whole
+    everything = b"".join(path.read_bytes() for path in (tmp_path / "out" / copied[-1].name).iterdir())
+    assert all(b"body of %d" % number in everything for number in range(50))
+    assert (cache / "staging").is_dir()
