@@ -9,7 +9,7 @@ from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.deletes import Behind
-from s3fuse.namespace.doubts import carries, settle
+from s3fuse.namespace.doubts import carries, expected, settle
 from s3fuse.store.base import ANY, ObjectInfo
 from s3fuse.writing.upload import Target, copy_whole
 
@@ -145,7 +145,7 @@ class Clearing:
         info = await look(self.store, remote.key)
         if other.remote is not remote:
             return
-        if info is not None and carries(info, (remote.metadata or {}).get(TOKEN, "").split(",")):
+        if info is not None and carries(info, expected(remote)):
             other.remote = info
             return
         with self.changes.journal.transaction():

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.errors import NotFound
-from s3fuse.namespace.changes import TOKEN, tokens
-from s3fuse.namespace.doubts import carries
+from s3fuse.namespace.changes import tokens
+from s3fuse.namespace.doubts import carries, expected
 from s3fuse.writing.upload import first_failure
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Deletes:
         ours = [key for key in ready if key.endswith("/")]
         for key, info in there.items():
             remote = files[key]
-            written = tokens(ready[key]) if remote.etag else (remote.metadata or {}).get(TOKEN, "").split(",")
+            written = tokens(ready[key]) if remote.etag else expected(remote)
             if info.etag == remote.etag or carries(info, written):
                 ours.append(key)
             elif self._is_of_another(ready[key], info):
@@ -137,8 +137,7 @@ class Deletes:
         for other in (*self.inodes.displaced.all_at(info.key), *((named,) if named is not None else ())):
             if other is inode or other.remote is None:
                 continue
-            written = (other.remote.metadata or {}).get(TOKEN, "").split(",")
-            if other.remote.etag == info.etag or (not other.remote.etag and carries(info, written)):
+            if other.remote.etag == info.etag or (not other.remote.etag and carries(info, expected(other.remote))):
                 return True
         return False
 

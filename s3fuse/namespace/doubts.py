@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from s3fuse.store.base import ObjectInfo, Store
 
 
+def expected(remote: ObjectInfo) -> list[str]:
+    """The tokens that may be on an object whose etag is not known."""
+    return (remote.metadata or {}).get(TOKEN, "").split(",")
+
+
 def carries(info: ObjectInfo, wanted: list[str]) -> bool:
     """Whether the object was written by an operation with one of these tokens."""
     return (info.metadata or {}).get(TOKEN) in wanted
