@@ -38,11 +38,15 @@ def test_rsync_mc_and_rclone(
     check_tree(node, "back")
 
     mirror, again = f"{bucket.name}-mirror", f"{bucket.name}-again"
-    tools = f"{ROOT}/.tools/bin:{node.environment['PATH']}"
-    keys = {"ENDPOINT": bucket.server.endpoint, "ACCESS_KEY": bucket.server.access_key}
-    keys = {f"MINIO_{name}": value for name, value in keys.items()} | {"MINIO_SECRET_KEY": bucket.server.secret_key}
+    store = {
+        "MINIO_ENDPOINT": bucket.server.endpoint,
+        "MINIO_ACCESS_KEY": bucket.server.access_key,
+        "MINIO_SECRET_KEY": bucket.server.secret_key,
+        "MC_CONFIG_DIR": "/mnt/mc",  # else it makes the one that the tests say is not there, on the machine itself
+        "PATH": f"{ROOT}/.tools/bin:{node.environment['PATH']}",
+    }
     for source, copy in ((bucket.name, mirror), (mirror, again)):
-        node.script(commands("docker/README.md", "mc"), env=keys | {"BUCKET": source, "BACKUP": copy, "PATH": tools})
+        node.script(commands("docker/README.md", "mc"), env=store | {"BUCKET": source, "BACKUP": copy})
     plugin.create("again", again)
     check_tree(node, "again")
 
