@@ -103,5 +103,5 @@ class Displaced(dict[str, "Inode"]):
         return float("inf") if when is not None and self._below[key] > 0 else when
 
     def forget_leaving(self, key: str) -> None:
-        """Nothing of such a directory is shown any more."""
-        del self._left[key]
+        """Nothing of such a directory is shown any more, or there is another one at its key."""
+        self._left.pop(key, None)

@@ -329,6 +329,8 @@ class Inodes:
             if parent.listing.listed_by:  # it may have begun before this name was in the bucket
                 return
             parent.listing.complete = False
+            if inode.is_directory:  # it is there: what the bucket shows of it is more than what an earlier one has left
+                self.displaced.forget_leaving(self.key(inode))
             self.unlink(inode)
         self.table.pop(inode.number, None)
 

@@ -1154,3 +1154,25 @@ async def test_nothing_is_below_a_file_while_that_is_there(
         rig.close(handle)
     await rig.drained()
     assert bench.contents() == contents
+
+
+async def test_a_directory_made_anew_is_seen_while_what_was_below_the_old_one_is_still_to_go(bench: Bench) -> None:
+    """Also once nothing is known of it any more: an error in a lookup has the kernel forget it."""
+    rig = await bench.rig(ttl_s=0.0)
+    await rig.mkdir("d")
+    await rig.put("d/a", b"old")
+    await rig.drained()
+    await rig.unlink("d/a")
+    await rig.rmdir("d")
+    again = await rig.mkdir("d")
+    rig.core.changes.queue(again)
+    await until(lambda: not again.dirty)
+    assert bench.listed() == ["d/", "d/a"]
+    rig.forget()
+    assert again.number not in rig.core.inodes.table
+    assert await rig.exists("d")
+    assert await rig.ls() == ["d"]
+    assert await rig.ls("d") == []
+    await rig.drained()
+    assert bench.listed() == ["d/"]
+    rig.check_clean()
