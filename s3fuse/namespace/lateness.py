@@ -8,6 +8,9 @@ ignore its condition) have no condition at all. So where such a request may stil
 - nothing of another inode is written: a late delete would take it, a late write would be taken for somebody else's;
 - what was written without a condition is written once more when nothing can come any more.
 
+A file and a directory of the same name are one place: SeaweedFS deletes the file "n" when it is asked to delete "n/",
+and no server has something below a file.
+
 The keys are in the journal, as the next process may die before that.
 """
 
@@ -15,6 +18,8 @@ from __future__ import annotations
 
 import time
 from typing import TYPE_CHECKING
+
+from s3fuse.namespace.displaced import ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -33,6 +38,8 @@ class Lateness:
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._until: dict[str, dict[int, float]] = {}
+        #: When the last write may come below a directory's key.
+        self._below: dict[str, float] = {}
         self._end = 0.0
 
     def expect(self, requests: Iterable[tuple[str, int]]) -> None:
@@ -56,23 +63,34 @@ class Lateness:
             found = self._until.setdefault(key, {})
             found[request] = max(until, found.get(request, 0.0))
             self._end = max(self._end, until)
+            if request != DELETE:
+                for above in ancestors(key.rstrip("/")):
+                    self._below[above] = max(until, self._below.get(above, 0.0))
 
     @property
     def is_over(self) -> bool:
         """Whether nothing can come any more, to any key."""
         if self._until and time.monotonic() >= self._end:
             self._until.clear()
+            self._below.clear()
         return not self._until
 
     def before_delete_s(self, key: str) -> float:
         """For how long no object at the key may be deleted yet."""
-        return self._left_s(key, lambda request: request != DELETE)
+        path = key.rstrip("/")
+        return max(self._left_s(form, lambda request: request != DELETE) for form in (path, f"{path}/"))
 
     def before_write_s(self, key: str, number: int) -> float:
         """For how long the inode may not be written at the key yet, where it was not, or not by this process."""
+        path = key.rstrip("/")
+        left_s = [self._left_s(path, lambda request: abs(request) != number)]
         if key.endswith("/"):  # markers take each other's place; the last one is written again
-            return self._left_s(key, lambda request: request == DELETE)
-        return self._left_s(key, lambda request: abs(request) != number)
+            left_s.append(self._left_s(key, lambda request: request == DELETE))
+        else:
+            left_s.append(self._left_s(f"{path}/", lambda request: abs(request) != number))
+            left_s.append(self._below.get(f"{path}/", 0.0) - time.monotonic())
+        left_s += [self._left_s(above[:-1], lambda request: request != DELETE) for above in ancestors(path)]
+        return max(0.0, *left_s)
 
     def before_rewrite_s(self, key: str) -> float:
         """For how long what this process has written at the key may be replaced by what comes without a condition."""
