@@ -119,7 +119,7 @@ class Deletes:
                     nursery.start_soon(self._look, folder, keys, files, there)
         except BaseExceptionGroup as group:
             raise first_failure(group) from None
-        ours = [key for key in ready if key.endswith("/")]
+        ours = [key for key, inode in ready.items() if key.endswith("/") and await self._is_marker(key, inode)]
         for key, info in there.items():
             remote = files[key]
             written = tokens(ready[key]) if remote.etag else expected(remote)
@@ -130,6 +130,17 @@ class Deletes:
             else:
                 log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
         return sorted(ours, reverse=True)
+
+    async def _is_marker(self, key: str, directory: Inode) -> bool:
+        """Whether deleting the directory's marker takes nothing else: SeaweedFS deletes an empty file of its name."""
+        may_be_gone = directory.number in self.failures or not self.changes.late.is_over
+        if not may_be_gone and self.inodes.at(key[:-1]) is None:
+            return True
+        try:
+            await self.store.head(key)
+        except NotFound:
+            return False
+        return True
 
     def _is_of_another(self, inode: Inode, info: ObjectInfo) -> bool:
         """Whether the object is one that another inode of ours has in the bucket, there or on its way from there."""

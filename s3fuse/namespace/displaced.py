@@ -93,6 +93,10 @@ class Displaced(dict[str, "Inode"]):
         below = Counter(above for key in wanted for above in ancestors(key))
         return {key for key in wanted if key.endswith("/") and self._below[key] > below[key]}
 
+    def has_below(self, key: str) -> bool:
+        """Whether the marker at a directory's key, or an object below it, is one of these."""
+        return self._below[key] > 0
+
     def leave(self, key: str) -> None:
         """A directory is removed or renamed: what is still below its key is on its way out."""
         self._left[key] = time.monotonic()

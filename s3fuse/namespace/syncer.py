@@ -54,6 +54,10 @@ WAKE_S = 0.3
 DELETE_BATCH = 1000
 
 
+def _places(wanted: set[str]) -> set[str]:
+    return {key.rstrip("/") for key in wanted}
+
+
 class Syncer:
     """Runs `workers` operations at once until cancelled."""
 
@@ -81,7 +85,7 @@ class Syncer:
         #: Told of a version that is about to become `Inode.remote`; must not await.
         self.on_version: Callable[[Inode, ObjectInfo], None] = lambda inode, version: None
         self._slots = trio.CapacityLimiter(workers)
-        self._busy: set[str] = set()
+        self._busy: set[str] = set()  # places: a file and a directory of one name have the same
         self._failures: dict[int, int] = {}  # how often an inode has failed in a row
         self._stopped: trio.Event | None = None
         self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
@@ -132,9 +136,10 @@ class Syncer:
     def _take(self, inode: Inode) -> bool:
         """Holds the inode and its keys, if nobody else does."""
         wanted = self._keys(inode)
-        if inode.number in self.changes.in_flight or not self._busy.isdisjoint(wanted):
+        places = _places(wanted)
+        if inode.number in self.changes.in_flight or not self._busy.isdisjoint(places):
             return False
-        self._busy |= wanted
+        self._busy |= places
         self.changes.in_flight[inode.number] = wanted
         self.inodes.claimed.update(dict.fromkeys(wanted, inode))
         return True
@@ -179,7 +184,7 @@ class Syncer:
                 held = self.changes.in_flight.pop(inode.number)
                 if inode.maybe_at is not None and not self.inodes.is_at(inode, inode.maybe_at):
                     self.changes.doubt(inode)  # what it may have written is hidden from now on, too
-                self._busy -= held
+                self._busy -= _places(held)
                 for key in held:
                     del self.inodes.claimed[key]
                 if inode.data is not None and not inode.opens:
@@ -243,7 +248,7 @@ class Syncer:
             else:
                 await self._copy(inode, key)
         except (PreconditionFailed, NotFound) as error:
-            if await self._clearing.went_by_itself(inode, key):
+            if await self._clearing.went_by_itself(inode, key) or await self._clearing.ended_directory(inode, key):
                 self.changes.queue(inode)
                 return
             ours = await self.conflicts.resolve(inode, key, error)

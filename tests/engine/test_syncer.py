@@ -11,8 +11,9 @@ import pytest
 import trio
 
 from s3fuse import attrs
-from s3fuse.errors import AccessDenied, NotFound, StoreError, Unavailable
+from s3fuse.errors import AccessDenied, NotFound, PreconditionFailed, StoreError, Unavailable
 from s3fuse.namespace import changes, lateness
+from s3fuse.store.base import ObjectInfo
 from s3fuse.store.faulty import LOST, refused
 from s3fuse.store.memory import SEAWEEDFS, MemoryStore
 from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig, fails, gather, until
@@ -1175,4 +1176,61 @@ async def test_a_directory_made_anew_is_seen_while_what_was_below_the_old_one_is
     assert await rig.ls("d") == []
     await rig.drained()
     assert bench.listed() == ["d/"]
+    rig.check_clean()
+
+
+async def test_a_marker_that_is_gone_already_takes_no_file_along(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SeaweedFS deletes an empty file "n" when it is asked to delete "n/"; the delete may be one that is repeated."""
+    rig = await bench.rig()
+    directory = await rig.mkdir("n")
+    await rig.drained()
+    delete, delete_many = bench.store.delete, bench.store.delete_many
+
+    async def one(key: str) -> None:
+        await delete(key)
+        if key.endswith("/"):
+            await delete(key[:-1])
+
+    async def many(keys: Any) -> Any:
+        return await delete_many([*keys, *(key[:-1] for key in keys if key.endswith("/"))])
+
+    await rig.rmdir("n")
+    rig.core.changes.queue(directory, 0.3)
+    await delete("n/")  # what an attempt did whose answer was lost
+    monkeypatch.setattr(bench.store, "delete", one)
+    monkeypatch.setattr(bench.store, "delete_many", many)
+    file = await rig.put("n", b"")
+    rig.core.changes.queue(file)
+    await until(lambda: not file.dirty)
+    assert directory.dirty
+    await rig.drained()
+    assert bench.listed() == ["n"]
+    rig.check_clean()
+
+
+async def test_a_hidden_empty_directory_gives_way_to_a_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SeaweedFS keeps one where an object was the last below it, shows it in no listing and refuses the file."""
+    rig = await bench.rig()
+    hidden = {"n/"}
+    head, put, delete = bench.store.head, bench.store.put, bench.store.delete
+
+    async def heading(key: str) -> Any:
+        return ObjectInfo(key, 0, "hidden", 0) if key in hidden else await head(key)
+
+    async def putting(key: str, *args: Any, **kwargs: Any) -> Any:
+        if f"{key}/" in hidden:
+            raise PreconditionFailed("there is a directory", key)
+        return await put(key, *args, **kwargs)
+
+    async def deleting(key: str) -> None:
+        hidden.discard(key)
+        await delete(key)
+
+    monkeypatch.setattr(bench.store, "head", heading)
+    monkeypatch.setattr(bench.store, "put", putting)
+    monkeypatch.setattr(bench.store, "delete", deleting)
+    await rig.put("n", b"")
+    await rig.drained()
+    assert bench.contents() == {"n": b""}
+    assert not hidden
     rig.check_clean()
