@@ -141,16 +141,16 @@ class Clearing:
         return other.remote is not remote
 
     async def ended_directory(self, inode: Inode, key: str) -> bool:
-        """Whether an empty directory that no listing shows was at a file's key and is deleted now.
+        """Whether an empty directory without a marker was at a file's key and is deleted now.
 
-        SeaweedFS keeps the directory of an object that was deleted last below it, and refuses a file of its name. The
-        caller holds that place.
+        SeaweedFS keeps the directory of an object that was deleted last below it, lists it as a prefix and refuses a
+        file of its name. The caller holds that place.
         """
         marker = f"{key}/"
         if inode.is_directory or self.inodes.displaced.has_below(marker) or await look(self.store, marker) is None:
             return False
         page = await self.store.list_page(marker)
-        if page.objects or page.prefixes:
+        if page.objects or any(prefix != marker for prefix in page.prefixes):
             return False
         await self.store.delete(marker)
         return await look(self.store, marker) is None

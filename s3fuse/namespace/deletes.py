@@ -136,6 +136,9 @@ class Deletes:
         may_be_gone = directory.number in self.failures or not self.changes.late.is_over
         if not may_be_gone and self.inodes.at(key[:-1]) is None:
             return True
+        return not await self._is_there(key[:-1]) or await self._is_there(key)
+
+    async def _is_there(self, key: str) -> bool:
         try:
             await self.store.head(key)
         except NotFound:

@@ -105,7 +105,7 @@ class Budget:
     def staged(self) -> None:
         """Something was staged: has large open files parked in good time."""
         if not self._parking.wanted and 2 * self.staged_bytes > self._most_bytes():
-            self._park(self._most_bytes() // LARGE_PART)
+            self._park(self._most_bytes() // LARGE_PART, 0)
 
     async def wait(self, size: int) -> None:
         """Returns when `size` bytes more may be staged. Raises OSError where no room comes: ETIMEDOUT, ENOSPC."""
@@ -114,7 +114,7 @@ class Budget:
             since, before = time.monotonic(), self.staged_bytes
             while self.is_full(size):
                 if time.monotonic() >= self._next_push:
-                    self._make_room()
+                    self._make_room(size)
                 self._staging.freed = trio.Event()
                 with trio.move_on_after(LOOK_S if self.staged_bytes else LOOK_S / 20):
                     await self._staging.freed.wait()
@@ -134,18 +134,19 @@ class Budget:
                 errno.ETIMEDOUT, f"nothing could be uploaded for {STALL_S:.0f} s, and --dirty-size is used up"
             )
 
-    def _make_room(self) -> None:
+    def _make_room(self, size: int) -> None:
         self._next_push = time.monotonic() + PUSH_S
         for inode in self._changes.dirty.values():
             data = inode.data
             # What an earlier process staged of a file that is open still cannot be parked: it may have been sent.
             if data is not None and inode.error is None and (not inode.writers or data.unchecked):
                 self._changes.hasten(inode)
-        self._park(0)
+        self._park(0, size)
 
-    def _park(self, least_bytes: int) -> None:
-        """Has open files parked, those with most bytes first, until half the limit would be free."""
-        excess = self.staged_bytes - self._most_bytes() // 2
+    def _park(self, least_bytes: int, wanted_bytes: int) -> None:
+        """Has open files parked, those with most bytes first, until half the limit would be free, or what is wanted."""
+        most = self._most_bytes()
+        excess = self.staged_bytes - min(most // 2, most - wanted_bytes)
         for size, inode in sorted(self._open(), key=lambda found: found[0], reverse=True):
             if size < max(least_bytes, 1) or excess <= 0:
                 return

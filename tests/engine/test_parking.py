@@ -324,3 +324,16 @@ async def test_no_descriptors_are_held_for_files_that_wait(bench: Bench) -> None
     await rig.drained()
     assert bench.contents() == {f"f{n}": bytes([n]) * 70_000 for n in range(40)}
     rig.check_clean()
+
+
+async def test_an_open_file_with_little_staged_is_parked_for_a_large_write(bench: Bench) -> None:
+    """Less than half of the limit is taken, and yet there is no room: on a nearly full disk the limit is small."""
+    rig = await bench.rig(budget_bytes=60_000, limits=SMALL_LIMITS)
+    handle = await rig.create("a")
+    await rig.files.write(handle, 0, b"small")
+    with trio.fail_after(20):
+        await rig.files.write(handle, 10, bytes(59_999))
+    rig.close(handle)
+    await rig.drained()
+    assert bench.contents() == {"a": b"small" + bytes(5 + 59_999)}
+    rig.check_clean()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -1208,11 +1209,18 @@ async def test_a_marker_that_is_gone_already_takes_no_file_along(bench: Bench, m
     rig.check_clean()
 
 
-async def test_a_hidden_empty_directory_gives_way_to_a_file(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SeaweedFS keeps one where an object was the last below it, shows it in no listing and refuses the file."""
+async def test_an_empty_directory_without_marker_gives_way_to_a_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SeaweedFS keeps one where an object was the last below it, lists it as a prefix and refuses the file."""
     rig = await bench.rig()
     hidden = {"n/"}
     head, put, delete = bench.store.head, bench.store.put, bench.store.delete
+    list_page = bench.store.list_page
+
+    async def listing(prefix: str, **options: Any) -> Any:
+        page = await list_page(prefix, **options)
+        return replace(page, prefixes=(*page.prefixes, prefix)) if prefix in hidden else page
 
     async def heading(key: str) -> Any:
         return ObjectInfo(key, 0, "hidden", 0) if key in hidden else await head(key)
@@ -1226,6 +1234,7 @@ async def test_a_hidden_empty_directory_gives_way_to_a_file(bench: Bench, monkey
         hidden.discard(key)
         await delete(key)
 
+    monkeypatch.setattr(bench.store, "list_page", listing)
     monkeypatch.setattr(bench.store, "head", heading)
     monkeypatch.setattr(bench.store, "put", putting)
     monkeypatch.setattr(bench.store, "delete", deleting)
