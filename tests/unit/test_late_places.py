@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
-
 import pytest
 
 from s3fuse.namespace.lateness import DELETE, LATE_S, Lateness
-
-if TYPE_CHECKING:
-    from s3fuse.writing.journal import Journal
-
-
-class _Journal:
-    """Remembers nothing."""
-
-    def late(self) -> list[tuple[str, int, float]]:
-        return []
-
-    def put_late(self, late: object) -> None:
-        list(late)  # type: ignore[call-overload]
+from s3fuse.writing.ephemeral import MemoryJournal
 
 
 def expecting(*requests: tuple[str, int]) -> Lateness:
-    late = Lateness(cast("Journal", _Journal()))
+    late = Lateness(MemoryJournal("bucket"))
     late.expect(requests)
     return late
 
 
 @pytest.mark.parametrize(
-    ("request_", "key"),
+    ("sent", "key"),
     [
         (("d/n/", DELETE), "d/n"),  # SeaweedFS deletes the file
         (("d/n", DELETE), "d/n/"),
@@ -45,13 +31,13 @@ def expecting(*requests: tuple[str, int]) -> Lateness:
     ],
 )
 def test_another_inode_is_not_written_where_a_late_request_would_take_its_place(
-    request_: tuple[str, int], key: str
+    sent: tuple[str, int], key: str
 ) -> None:
-    assert LATE_S - 1 < expecting(request_).before_write_s(key, 9) <= LATE_S
+    assert LATE_S - 1 < expecting(sent).before_write_s(key, 9) <= LATE_S
 
 
 @pytest.mark.parametrize(
-    ("request_", "key"),
+    ("sent", "key"),
     [
         (("d/n/", -7), "d/n/in it"),
         (("d/n/", DELETE), "d/n/in it"),
@@ -65,8 +51,8 @@ def test_another_inode_is_not_written_where_a_late_request_would_take_its_place(
         (("d/n2/in it", 7), "d/n"),
     ],
 )
-def test_nothing_else_waits(request_: tuple[str, int], key: str) -> None:
-    assert expecting(request_).before_write_s(key, 9) == 0.0
+def test_nothing_else_waits(sent: tuple[str, int], key: str) -> None:
+    assert expecting(sent).before_write_s(key, 9) == 0.0
 
 
 def test_nothing_is_deleted_where_a_write_of_either_kind_may_come() -> None:
