@@ -10,7 +10,7 @@ from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.deletes import Behind
 from s3fuse.namespace.doubts import carries, expected, settle
-from s3fuse.store.base import ANY, ObjectInfo
+from s3fuse.store.base import ANY, MAX_KEY_BYTES, ObjectInfo
 from s3fuse.writing.upload import Target, copy_whole
 
 if TYPE_CHECKING:
@@ -147,6 +147,8 @@ class Clearing:
         file of its name. The caller holds that place.
         """
         marker = f"{key}/"
+        if len(marker.encode()) > MAX_KEY_BYTES:  # S3 refuses it, and has nothing there
+            return False
         if inode.is_directory or self.inodes.displaced.has_below(marker) or await look(self.store, marker) is None:
             return False
         page = await self.store.list_page(marker)

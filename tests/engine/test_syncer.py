@@ -1243,3 +1243,20 @@ async def test_an_empty_directory_without_marker_gives_way_to_a_file(
     assert bench.contents() == {"n": b""}
     assert not hidden
     rig.check_clean()
+
+
+async def test_a_conflict_at_the_longest_key_is_resolved(bench: Bench) -> None:
+    """A marker of that name would be longer than S3 allows: nobody may ask for it."""
+    rig = await bench.rig()
+    folders = ["d" * 254] * 4
+    for depth in range(1, 5):
+        await rig.mkdir("/".join(folders[:depth]))
+    path = "/".join([*folders, "long"])
+    assert len(path) == 1024
+    await rig.put(path, b"old")
+    await rig.drained()
+    await bench.store.delete(path)
+    await rig.write(path, b"new", flags=os.O_TRUNC)
+    await rig.drained()
+    assert bench.data(path) == b"new"
+    rig.check_clean()
