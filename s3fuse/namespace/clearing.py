@@ -6,10 +6,10 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from s3fuse import keys
-from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.errors import PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.deletes import Behind
-from s3fuse.namespace.doubts import carries, expected, settle
+from s3fuse.namespace.doubts import carries, expected, look, settle
 from s3fuse.store.base import ANY, MAX_KEY_BYTES, ObjectInfo
 from s3fuse.writing.upload import Target, copy_whole
 
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from s3fuse.store.base import Store
     from s3fuse.writing.leftovers import Uploads
     from s3fuse.writing.plan import Limits
-
-
-async def look(store: Store, key: str) -> ObjectInfo | None:
-    """What is at the key now, None for nothing."""
-    try:
-        return await store.head(key)
-    except NotFound:
-        return None
 
 
 async def kept(store: Store, inode: Inode) -> ObjectInfo | None:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 
 from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
-from s3fuse.namespace.clearing import look
-from s3fuse.namespace.doubts import adopt, carries
+from s3fuse.namespace.doubts import adopt, carries, look
 from s3fuse.writing.layers import BASE
 
 if TYPE_CHECKING:

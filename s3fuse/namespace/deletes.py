@@ -7,14 +7,12 @@ somebody else has put under the name since then must stay.
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
-from s3fuse.errors import NotFound
 from s3fuse.namespace.changes import tokens
-from s3fuse.namespace.doubts import carries, expected
+from s3fuse.namespace.doubts import carries, expected, look
 from s3fuse.writing.upload import first_failure
 
 if TYPE_CHECKING:
@@ -136,14 +134,7 @@ class Deletes:
         may_be_gone = directory.number in self.failures or not self.changes.late.is_over
         if not may_be_gone and self.inodes.at(key[:-1]) is None:
             return True
-        return not await self._is_there(key[:-1]) or await self._is_there(key)
-
-    async def _is_there(self, key: str) -> bool:
-        try:
-            await self.store.head(key)
-        except NotFound:
-            return False
-        return True
+        return await look(self.store, key[:-1]) is None or await look(self.store, key) is not None
 
     def _is_of_another(self, inode: Inode, info: ObjectInfo) -> bool:
         """Whether the object is one that another inode of ours has in the bucket, there or on its way from there."""
@@ -172,9 +163,9 @@ class Deletes:
 
     async def _look_singly(self, keys: list[str], there: dict[str, ObjectInfo]) -> None:
         for key in keys:
-            if key not in there:
-                with suppress(NotFound):
-                    there[key] = await self.store.head(key)
+            info = there.get(key) or await look(self.store, key)
+            if info is not None:
+                there[key] = info
 
     def forget(self, inode: Inode) -> None:
         """The unlinked inode's object is gone; call it inside a journal transaction."""

@@ -29,6 +29,14 @@ def carries(info: ObjectInfo, wanted: list[str]) -> bool:
     return (info.metadata or {}).get(TOKEN) in wanted
 
 
+async def look(store: Store, key: str) -> ObjectInfo | None:
+    """What is at the key now, None for nothing."""
+    try:
+        return await store.head(key)
+    except NotFound:
+        return None
+
+
 async def settle(store: Store, changes: Changes, inode: Inode) -> None:
     """Finds out what a write in doubt has made of the inode's object; what it wrote is in the bucket from then on.
 
@@ -37,10 +45,7 @@ async def settle(store: Store, changes: Changes, inode: Inode) -> None:
     before = inode.remote
     if before is None or not inode.doubtful:
         return
-    try:
-        info = await store.head(before.key)
-    except NotFound:
-        info = None
+    info = await look(store, before.key)
     if inode.remote is not before:
         return
     inode.doubtful = False

@@ -8,8 +8,8 @@ ignore its condition) have no condition at all. So where such a request may stil
 - nothing of another inode is written: a late delete would take it, a late write would be taken for somebody else's;
 - what was written without a condition is written once more when nothing can come any more.
 
-A file and a directory of the same name are one place: SeaweedFS deletes the file "n" when it is asked to delete "n/",
-and no server has something below a file.
+A file and a directory of the same name are one place: SeaweedFS deletes an empty file "n" when it is asked to delete
+"n/", and refuses "n" while there is a directory; MinIO shows nothing below a file.
 
 The keys are in the journal, as the next process may die before that.
 """

@@ -23,10 +23,10 @@ from s3fuse import attrs, keys
 from s3fuse.errors import NeedsCredentials, NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.arrivals import Arrivals
 from s3fuse.namespace.changes import TOKEN
-from s3fuse.namespace.clearing import Clearing, kept, look
+from s3fuse.namespace.clearing import Clearing, kept
 from s3fuse.namespace.conflicts import Conflicts
 from s3fuse.namespace.deletes import Behind, Deletes
-from s3fuse.namespace.doubts import settle
+from s3fuse.namespace.doubts import look, settle
 from s3fuse.namespace.parking import Parking
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.leftovers import Uploads

@@ -17,7 +17,7 @@ def expecting(*requests: tuple[str, int]) -> Lateness:
 @pytest.mark.parametrize(
     ("sent", "key"),
     [
-        (("d/n/", DELETE), "d/n"),  # SeaweedFS deletes the file
+        (("d/n/", DELETE), "d/n"),  # SeaweedFS deletes an empty file
         (("d/n", DELETE), "d/n/"),
         (("d/n/", -7), "d/n"),
         (("d/n", 7), "d/n/"),
