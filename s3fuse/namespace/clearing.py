@@ -10,7 +10,7 @@ from s3fuse.errors import PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.deletes import Behind
 from s3fuse.namespace.doubts import carries, expected, look, settle
-from s3fuse.store.base import ANY, MAX_KEY_BYTES, ObjectInfo
+from s3fuse.store.base import ANY, MAX_KEY_BYTES, UNMADE_ETAG, ObjectInfo
 from s3fuse.writing.upload import Target, copy_whole
 
 if TYPE_CHECKING:
@@ -135,16 +135,20 @@ class Clearing:
     async def ended_directory(self, inode: Inode, key: str) -> bool:
         """Whether an empty directory without a marker was at a file's key and is deleted now.
 
-        SeaweedFS keeps the directory of an object that was deleted last below it, lists it as a prefix and refuses a
-        file of its name. The caller holds that place.
+        SeaweedFS keeps the directory of an object that was deleted last below it for minutes, lists it, and refuses a
+        file of its name. The caller holds that place. Raises Behind while something of ours is in the directory.
         """
         marker = f"{key}/"
-        if len(marker.encode()) > MAX_KEY_BYTES:  # S3 refuses it, and has nothing there
+        if inode.is_directory or len(marker.encode()) > MAX_KEY_BYTES:  # S3 refuses it, and has nothing there
             return False
-        if inode.is_directory or self.inodes.displaced.has_below(marker) or await look(self.store, marker) is None:
+        if self.inodes.displaced.has_below(marker):
+            below = [other for at, other in self.inodes.displaced.items() if at.startswith(marker)]
+            raise Behind(next((other for other in below if other.number in self.failures), below[0]))
+        info = await look(self.store, marker)
+        if info is None or info.etag != UNMADE_ETAG:
             return False
         page = await self.store.list_page(marker)
-        if page.objects or any(prefix != marker for prefix in page.prefixes):
+        if {entry.key for entry in page.objects}.union(page.prefixes) - {marker}:
             return False
         await self.store.delete(marker)
         return await look(self.store, marker) is None

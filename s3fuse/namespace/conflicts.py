@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 from s3fuse import keys
 from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.doubts import adopt, carries, look
+from s3fuse.store.base import MAX_KEY_BYTES, UNMADE_ETAG, ObjectInfo
 from s3fuse.writing.layers import BASE
 
 if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
-    from s3fuse.store.base import ObjectInfo, Store
+    from s3fuse.store.base import Store
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ class Conflicts:
             return None
         if info is not None and carries(info, [self.changes.token(inode)]):
             return info
+        if info is None and isinstance(error, PreconditionFailed):
+            theirs = await self._directory_there(inode, key)
+            if theirs is not None:
+                self._step_aside(inode, theirs)
+                return None
         earlier = [] if data is None else data.outdated_tokens
         if info is not None and carries(info, [inode.token, *earlier]) and not self._is_known(inode, info):
             self._come_on_top(inode, info)
@@ -61,6 +67,22 @@ class Conflicts:
         else:
             self._step_aside(inode, info)
         return None
+
+    async def _directory_there(self, inode: Inode, key: str) -> ObjectInfo | None:
+        """Somebody else's directory where the inode's object was to be made: SeaweedFS has one of the two only."""
+        marker = f"{key}/"
+        if (inode.remote is not None and inode.remote.key == key) or len(marker.encode()) > MAX_KEY_BYTES:
+            return None
+        page = await self.store.list_page(marker)
+        info: ObjectInfo | None = ObjectInfo(marker, 0, "", 0)
+        if not {entry.key for entry in page.objects}.union(page.prefixes) - {marker}:
+            info = await look(self.store, marker)
+            if info is not None and info.etag == UNMADE_ETAG:  # what is left of one, or begins to be one
+                return None
+        # What is there may also be, or go with, something of ours.
+        if self.inodes.displaced.has_below(marker) or any(held.startswith(marker) for held in self.inodes.claimed):
+            return None
+        return info if self.changes.late.is_over else None
 
     @staticmethod
     def _is_known(inode: Inode, info: ObjectInfo) -> bool:
@@ -141,6 +163,7 @@ class Conflicts:
             self._forget_remote(inode)
         inode.maybe_at = None
         self.changes.moved(inode, parent, name)
-        self.changes.failed(inode, f"{theirs.key} was changed by somebody else; this version is kept as {name}")
+        reason = f"{theirs.key} was changed by somebody else; this version is kept as {name}"
+        self.changes.failed(inode, reason)
         self.changes.queue(inode)
         parent.folder().complete = False

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.namespace.changes import tokens
+from s3fuse.namespace.displaced import ancestors
 from s3fuse.namespace.doubts import carries, expected, look
 from s3fuse.writing.upload import first_failure
 
@@ -59,7 +60,7 @@ class Deletes:
         ready = {inode.remote.key: inode for inode in batch if inode.remote is not None and self.may_go(inode)}
         self._leave_what_may_come(ready)
         # What is in a directory goes before it: some servers keep a directory that was not empty when it was deleted.
-        early = self.inodes.displaced.with_more_below(ready)
+        early = self.inodes.displaced.with_more_below(ready) | self._written_below(ready)
         behind: list[tuple[Inode, Exception]] = []
         for key in early:
             directory = ready.pop(key)
@@ -89,6 +90,11 @@ class Deletes:
             late_s = self.changes.late.before_delete_s(key)
             if late_s:
                 self.changes.queue(ready.pop(key), late_s)
+
+    def _written_below(self, ready: Mapping[str, Inode]) -> set[str]:
+        """Directories below which something is under way: nobody knows yet what that leaves there."""
+        above = {at for key in self.inodes.claimed if key not in ready for at in ancestors(key)}
+        return above.intersection(ready)
 
     def _failing_below(self, key: str) -> Inode | None:
         """What keeps a directory's key from being deleted for longer, if anything does."""
@@ -132,7 +138,7 @@ class Deletes:
     async def _is_marker(self, key: str, directory: Inode) -> bool:
         """Whether deleting the directory's marker takes nothing else: SeaweedFS deletes an empty file of its name."""
         may_be_gone = directory.number in self.failures or not self.changes.late.is_over
-        if not may_be_gone and self.inodes.at(key[:-1]) is None:
+        if not may_be_gone and self.inodes.at(key[:-1]) is None and key[:-1] not in self.inodes.displaced:
             return True
         return await look(self.store, key[:-1]) is None or await look(self.store, key) is not None
 

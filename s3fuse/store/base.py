@@ -29,6 +29,8 @@ MAX_OBJECT_BYTES = 5 << 40
 MAX_KEY_BYTES = 1024
 MAX_METADATA_BYTES = 2048
 
+#: The etag of a directory that the server shows though it has no marker (SeaweedFS: objects are below it, or were).
+UNMADE_ETAG = "d41d8cd98f00b204e9800998ecf8427e-0"
 #: Headers that belong to an object and must survive when it is rewritten (lower case).
 KEPT_HEADERS = frozenset(
     {

@@ -10,12 +10,11 @@ was before; a sidecar without a marker means nothing, and is replaced or deleted
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from s3fuse.errors import NotFound, PreconditionFailed, Refused
-from s3fuse.store.base import ANY, MAX_KEY_BYTES, Bytes, Page
+from s3fuse.store.base import ANY, MAX_KEY_BYTES, UNMADE_ETAG, Bytes, Page
 from s3fuse.store.s3headers import write_headers
 
 if TYPE_CHECKING:
@@ -27,8 +26,6 @@ _RESERVED = ".s3fuse/"
 #: Where sidecars are, from the root of the bucket.
 SIDECARS = f"{_RESERVED}directories/"
 _WITHOUT = (SIDECARS, f"{_RESERVED}probe-")
-#: The etag by which SeaweedFS shows a directory that has entries, or had, and no marker.
-_UNMADE = f"{hashlib.md5(usedforsecurity=False).hexdigest()}-0"
 
 
 class Objects(Protocol):
@@ -192,13 +189,13 @@ class Markers:
         try:
             return await self._plain.put(key, body, metadata={}, headers=headers, condition=condition)
         except PreconditionFailed:
-            if not (condition.absent or condition.etag == _UNMADE) or not await self._unmade(key):
+            if not (condition.absent or condition.etag == UNMADE_ETAG) or not await self._unmade(key):
                 raise
         return await self._plain.put(key, body, metadata={}, headers=headers)
 
     async def _unmade(self, key: str) -> bool:
         try:
-            return (await self._plain.head(key)).etag == _UNMADE
+            return (await self._plain.head(key)).etag == UNMADE_ETAG
         except NotFound:
             return False
 

@@ -14,7 +14,7 @@ import trio
 from s3fuse import attrs
 from s3fuse.errors import AccessDenied, NotFound, PreconditionFailed, StoreError, Unavailable
 from s3fuse.namespace import changes, lateness
-from s3fuse.store.base import ObjectInfo
+from s3fuse.store.base import UNMADE_ETAG, ObjectInfo
 from s3fuse.store.faulty import LOST, refused
 from s3fuse.store.memory import SEAWEEDFS, MemoryStore
 from tests.engine.rig import SMALL_LIMITS, Bench, Clock, Rig, fails, gather, until
@@ -1220,10 +1220,10 @@ async def test_an_empty_directory_without_marker_gives_way_to_a_file(
 
     async def listing(prefix: str, **options: Any) -> Any:
         page = await list_page(prefix, **options)
-        return replace(page, prefixes=(*page.prefixes, prefix)) if prefix in hidden else page
+        return replace(page, objects=(ObjectInfo(prefix, 0, "", 0), *page.objects)) if prefix in hidden else page
 
     async def heading(key: str) -> Any:
-        return ObjectInfo(key, 0, "hidden", 0) if key in hidden else await head(key)
+        return ObjectInfo(key, 0, UNMADE_ETAG, 0) if key in hidden else await head(key)
 
     async def putting(key: str, *args: Any, **kwargs: Any) -> Any:
         if f"{key}/" in hidden:
@@ -1242,6 +1242,122 @@ async def test_an_empty_directory_without_marker_gives_way_to_a_file(
     await rig.drained()
     assert bench.contents() == {"n": b""}
     assert not hidden
+    rig.check_clean()
+
+
+def refuse_files_over_directories(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store has a file or a directory of a name, as SeaweedFS."""
+    put, copy = bench.store.put, bench.store.copy
+
+    def check(key: str) -> None:
+        if any(other.startswith(f"{key}/") for other in bench.listed()):
+            raise PreconditionFailed("there is a directory", key)
+
+    async def putting(key: str, *args: Any, **kwargs: Any) -> Any:
+        check(key)
+        return await put(key, *args, **kwargs)
+
+    async def copying(source: str, target: str, **kwargs: Any) -> Any:
+        check(target)
+        return await copy(source, target, **kwargs)
+
+    monkeypatch.setattr(bench.store, "put", putting)
+    monkeypatch.setattr(bench.store, "copy", copying)
+
+
+@pytest.mark.parametrize("theirs", ["n/", "n/theirs"])
+@pytest.mark.parametrize("how", ["new", "renamed"])
+async def test_a_file_steps_aside_for_a_directory_of_others(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, expected_log: list[str], theirs: str, how: str
+) -> None:
+    expected_log.append("n/ was changed by somebody else")
+    refuse_files_over_directories(bench, monkeypatch)
+    rig = await bench.rig()
+    if how == "renamed":
+        await rig.put("old", b"ours")
+        await rig.drained()
+    assert not await rig.exists("n")
+    await bench.upload(theirs, b"")
+    if how == "renamed":
+        await rig.rename("old", "n")
+    else:
+        await rig.put("n", b"ours")
+    await rig.drained()
+    (ours,) = (key for key in bench.listed() if key != theirs)
+    assert ours.startswith("n.conflict-")
+    assert bench.data(ours) == b"ours"
+    assert set(await rig.ls()) == {"n", ours}
+    rig.check_clean()
+
+
+async def test_a_file_waits_for_what_is_still_in_a_removed_directory(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refuse_files_over_directories(bench, monkeypatch)
+    rig = await bench.rig()
+    await rig.mkdir("n")
+    below = await rig.put("n/in it", b"old")
+    await rig.drained()
+    await rig.unlink("n/in it")
+    await rig.rmdir("n")
+    with rig.line.held("delete") as gate:
+        rig.core.changes.queue(below)
+        await gate.arrived()
+        file = await rig.put("n", b"new")
+        rig.core.changes.queue(file)
+        bench.counted()
+        await trio.sleep(0.2)
+        assert bench.counted().get("put", 0) == 0
+        assert file.dirty
+    await rig.drained()
+    assert bench.contents() == {"n": b"new"}
+    rig.check_clean()
+
+
+async def test_a_directory_is_not_deleted_before_a_write_below_it_has_ended(bench: Bench) -> None:
+    """SeaweedFS would make it anew for that, and keep it for minutes."""
+    rig = await bench.rig()
+    directory = await rig.mkdir("d")
+    await rig.drained()
+    below = await rig.put("d/f", b"body")
+    rig.line.quiet = False
+    with rig.line.held("put") as gate:
+        rig.core.changes.queue(below)
+        await gate.arrived()
+        await rig.unlink("d/f")
+        await rig.rmdir("d")
+        rig.core.changes.queue(directory)
+        await trio.sleep(0.2)
+        assert bench.listed() == ["d/"]
+    await rig.drained()
+    assert bench.listed() == []
+    rig.check_clean()
+
+
+async def test_a_marker_takes_no_empty_file_along_that_was_renamed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SeaweedFS deletes an empty file "n" for "n/" also while that file's object still has to follow its new name."""
+    rig = await bench.rig()
+    directory = await rig.mkdir("n")
+    await rig.drained()
+    delete, delete_many = bench.store.delete, bench.store.delete_many
+
+    async def one(key: str) -> None:
+        await delete_many([key, *([key[:-1]] if key.endswith("/") else [])])
+
+    await rig.rmdir("n")
+    rig.core.changes.queue(directory, 3600.0)
+    await delete("n/")
+    monkeypatch.setattr(bench.store, "delete", one)
+    file = await rig.put("n", b"")
+    rig.core.changes.queue(file)
+    await until(lambda: not file.dirty)
+    await rig.rename("n", "m")
+    rig.core.changes.queue(directory)
+    await until(lambda: not directory.dirty)
+    await rig.drained()
+    assert bench.listed() == ["m"]
     rig.check_clean()
 
 

@@ -49,9 +49,7 @@ def test_programs_do_not_notice(
     request: pytest.FixtureRequest, kind: str, mounts: Mounts, buckets: Callable[..., Bucket], tmp_path: Path
 ) -> None:
     """T82, and T65 under all kinds of load, with writes that come late. The long form is `make kills`."""
-    # "naming" ended wrong on SeaweedFS once in twelve runs. What was found is mended and 21 runs were clean, too few to
-    # tell: it belongs here once a hundred runs of this test with it are.
-    programs = ALL if kind == "minio" else ["syncing", "replacing", "unlinking", "appending"]
+    programs = ALL if kind == "minio" else ["syncing", "naming", "replacing", "unlinking", "appending"]
     server = request.getfixturevalue(f"{kind}_server")
     bucket = buckets(server)
     (tmp_path / "work").mkdir()
