@@ -226,6 +226,7 @@ class Changes:
         inode.synced_version = version
         inode.synced_at = time.monotonic()
         inode.error = None
+        self.journal.drop_refusal(inode.number)
         if inode.dirty:
             self.journal.put_node(self.row(inode))
             if not inode.writers:
@@ -235,8 +236,13 @@ class Changes:
             self.journal.drop_node(inode.number)
         self._notify(inode)
 
-    def failed(self, inode: Inode, reason: str) -> None:
-        """An attempt failed: the inode stays dirty, and who waits for it is told."""
+    def failed(self, inode: Inode, reason: str, *, for_good: bool) -> None:
+        """An attempt failed: the inode stays dirty, and who waits for it is told.
+
+        What does not heal by itself is recorded, for whoever finds the change when nothing is mounted any more.
+        """
+        if for_good and inode.error != reason:
+            self.journal.put_refusal(inode.number, reason)
         inode.error = reason
         self._notify(inode)
 

@@ -164,6 +164,6 @@ class Conflicts:
         inode.maybe_at = None
         self.changes.moved(inode, parent, name)
         reason = f"{theirs.key} was changed by somebody else; this version is kept as {name}"
-        self.changes.failed(inode, reason)
+        self.changes.failed(inode, reason, for_good=False)
         self.changes.queue(inode)
         parent.folder().complete = False

@@ -136,6 +136,8 @@ def rewrite(changes: Changes, uploads: Uploads) -> None:
     """Puts everything that `recover` would need into an empty journal."""
     for inode in changes.dirty.values():
         changes.journal.put_node(changes.row(inode))
+        if inode.error is not None:
+            changes.journal.put_refusal(inode.number, inode.error)
     for inode in changes.inodes.table.values():  # also what is unlinked and open
         if inode.data is not None:
             inode.data.journal_again()

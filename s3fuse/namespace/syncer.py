@@ -12,6 +12,7 @@ operation; repeats are harmless, since our own result in the bucket is recognise
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import time
@@ -56,6 +57,13 @@ DELETE_BATCH = 1000
 
 def _places(wanted: set[str]) -> set[str]:
     return {key.rstrip("/") for key in wanted}
+
+
+def _heals(error: Exception) -> bool:
+    """Whether the same attempt may succeed later: others give keys, or space on the disk."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOSPC
+    return isinstance(error, NeedsCredentials) or (isinstance(error, StoreError) and error.transient)
 
 
 class Syncer:
@@ -161,6 +169,7 @@ class Syncer:
         first = batch[0]
         failed: list[tuple[Inode, Exception]] = []
         try:
+            self.changes.journal.check_room_to_send(len(batch))
             if any(inode.linked and self._keys(inode) != self.changes.in_flight[inode.number] for inode in batch):
                 self.changes.queue(first)  # renamed since it was taken
             elif await self.parking.park_if_wanted(first) or not first.dirty:
@@ -198,7 +207,7 @@ class Syncer:
         if isinstance(error, Behind):
             self._wait_behind(inode, error)
             return
-        if isinstance(error, NeedsCredentials) or (isinstance(error, StoreError) and error.transient):
+        if _heals(error):
             self._hopeless.discard(inode.number)
         else:
             self._hopeless.add(inode.number)
@@ -206,7 +215,7 @@ class Syncer:
         self.last_error = f"{inode.name or inode.number}: {error}"
         if failures == 1:
             log.info("upload of %r is put off: %s", inode.name, error)
-        self.changes.failed(inode, str(error))
+        self.changes.failed(inode, str(error), for_good=inode.number in self._hopeless)
         self.changes.queue(inode, min(60.0, 0.25 * 2 ** min(failures, 9)) * random.uniform(0.5, 1.0))
 
     def _wait_behind(self, inode: Inode, behind: Behind) -> None:
@@ -220,7 +229,7 @@ class Syncer:
         self._failures[inode.number] = 1
         if other.number in self._hopeless:
             self._hopeless.add(inode.number)
-        self.changes.failed(inode, str(behind))
+        self.changes.failed(inode, str(behind), for_good=inode.number in self._hopeless)
         self.changes.queue(inode, FAILING_BEHIND_S)
 
     async def _bring(self, inode: Inode) -> None:

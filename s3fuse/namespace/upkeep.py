@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import rewrite
 
 if TYPE_CHECKING:
@@ -29,16 +30,17 @@ async def keep_up(changes: Changes, staging: Staging, uploads: Uploads) -> None:
         await trio.sleep(EVERY_S)
         try:
             mend(changes, staging, uploads)
-            if changes.journal.wal_bytes > WAL_BYTES:
+            changes.journal.keep_room()
+            if changes.journal.is_long(WAL_BYTES):
                 await trio.to_thread.run_sync(changes.journal.checkpoint)
-        except (OSError, sqlite3.Error) as error:
+        except (OSError, sqlite3.Error, UserError) as error:
             if told != str(error):
                 told = str(error)
                 log.error("the cache directory %s cannot be kept in order: %s", changes.journal.directory, error)
 
 
 def mend(changes: Changes, staging: Staging, uploads: Uploads) -> None:
-    """Puts back what was taken away. Raises OSError and sqlite3.Error."""
+    """Puts back what was taken away. Raises OSError, sqlite3.Error and UserError."""
     journal = changes.journal
     for name in staging.mend():
         log.error("somebody removed %s from %s; it is put back", name, staging.directory)

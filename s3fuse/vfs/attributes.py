@@ -49,7 +49,7 @@ class AttributeOperations:
         await self.core.directories.refresh(inode)
 
     async def setattr(self, inode: Inode, wanted: Wanted) -> None:
-        self.core.check_writable()
+        self.core.check_changeable()
         if wanted.size is not None and not inode.is_regular:
             raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "cannot be truncated", inode.name)
         if not inode.attributes_known:
@@ -110,7 +110,7 @@ class AttributeOperations:
 
     async def setxattr(self, inode: Inode, name: bytes, value: bytes) -> None:
         """Raises ENOTSUP for system attributes (ACLs), ENOSPC where S3's metadata limit would be exceeded."""
-        self.core.check_writable()
+        self.core.check_changeable()
         try:
             text = name.decode()
         except UnicodeDecodeError:
@@ -133,7 +133,7 @@ class AttributeOperations:
             self._changed(inode)
 
     async def removexattr(self, inode: Inode, name: bytes) -> None:
-        self.core.check_writable()
+        self.core.check_changeable()
         await self.getxattr(inode, name)
         inode.xattrs = {key: value for key, value in inode.xattrs.items() if key != name.decode()}
         inode.ctime_ns = time.time_ns()

@@ -33,6 +33,11 @@ class Core:
     budget: Budget
     known: Known
 
+    def check_changeable(self, rows: int = 1) -> None:
+        """Raises EROFS, or ENOSPC where a change of so many inodes could not be recorded."""
+        self.check_writable()
+        self.changes.journal.check_room(rows)
+
     def check_writable(self) -> None:
         if self.config.read_only:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))

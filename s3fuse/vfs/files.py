@@ -61,7 +61,11 @@ class Files:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), inode.name)
         handle = self.open_known(inode, writes)
         if flags & os.O_TRUNC:
-            self.truncate(inode, 0)
+            try:
+                self.truncate(inode, 0)
+            except OSError:
+                self.release(handle)
+                raise
         return handle
 
     def open_known(self, inode: Inode, writes: bool) -> int:
@@ -175,6 +179,7 @@ class Files:
                 except waits.Interrupted:  # an answer lets the writer end; its bytes are still taken if they can be
                     interrupted = True
             try:
+                self.core.changes.journal.check_room()
                 self._stage(inode).write(offset, data)
             except OSError as error:
                 if error.errno != errno.ENOSPC or interrupted:
@@ -188,6 +193,7 @@ class Files:
         """Cuts or grows the file; nothing is fetched or sent."""
         if size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
+        self.core.changes.journal.check_room()
         self._stage(inode).truncate(size)
         inode.size = size
         inode.mtime_ns = inode.ctime_ns = time.time_ns()

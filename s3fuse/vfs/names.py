@@ -63,7 +63,7 @@ class Names:
 
     async def _free_name(self, parent: Inode, name: bytes, end: str = "") -> str:
         """The name as text, once it is known that nothing has it. Raises OSError that says why it cannot be made."""
-        self.core.check_writable()
+        self.core.check_changeable()
         text = keys.check_name(name)
         if self._reserved(parent, text):
             fail(errno.EPERM, text)
@@ -139,7 +139,7 @@ class Names:
         return self._settle(self._add(operations.SYMLINK, parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target))
 
     async def _child(self, parent: Inode, name: bytes) -> Inode:
-        self.core.check_writable()
+        self.core.check_changeable()
         child = await self.lookup(parent, name)
         if child is None or not child.linked:
             fail(errno.ENOENT, os.fsdecode(name))
@@ -200,6 +200,7 @@ class Names:
         victim = await self.core.directories.lookup(new_parent, text)
         if victim is not None and victim.is_directory and inode.is_directory and victim is not inode:
             await self._check_empty(victim)
+        self.core.check_changeable(sum(1 for _ in self.core.inodes.walk(inode)))
         self._move(inode, new_parent, text, flags)
 
     async def _know_tree(self, inode: Inode, new_parent: Inode, name: str) -> None:

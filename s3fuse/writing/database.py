@@ -45,6 +45,7 @@ CREATE TABLE IF NOT EXISTS temporary (key TEXT PRIMARY KEY, number INTEGER NOT N
 CREATE TABLE IF NOT EXISTS late (
     key TEXT NOT NULL, request INTEGER NOT NULL, until REAL NOT NULL, PRIMARY KEY (key, request)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refusal (number INTEGER PRIMARY KEY, reason TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS step (id INTEGER PRIMARY KEY, done INTEGER NOT NULL) STRICT;
 """
 
@@ -95,7 +96,7 @@ def unreadable(directory: Path, error: Exception) -> UserError:
 def connect(path: Path, directory: Path, store: str) -> sqlite3.Connection:
     """Opens or makes the database of a cache directory for the bucket that `store` names.
 
-    Raises UserError where it belongs to another bucket, its format is unknown, or it cannot be read.
+    Raises UserError where it belongs to another bucket, its format is unknown, it cannot be read, or the disk is full.
     """
     try:
         db = sqlite3.connect(path, isolation_level=None, cached_statements=64)
@@ -105,6 +106,10 @@ def connect(path: Path, directory: Path, store: str) -> sqlite3.Connection:
             db.close()
             raise
     except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise UserError(
+                f"the disk of cache directory {directory} is full; free space there, or choose another with --cache-dir"
+            ) from error
         raise unreadable(directory, error) from error
     return db
 

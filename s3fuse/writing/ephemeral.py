@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from s3fuse.writing.database import connect
 from s3fuse.writing.journal import Journal
+from s3fuse.writing.room import KEEP_SIZE, PUNCH_HOLE, fallocate
 from s3fuse.writing.staging import Staging
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 #: Each layer with more than a slot has a region of one sparse file in memory; a file has at most 5 TiB.
 REGION_BITS = 43
-_PUNCH_HOLE = 0x01 | 0x02  # FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MemoryJournal(Journal):
@@ -29,7 +27,7 @@ class MemoryJournal(Journal):
     def __init__(self, store: str) -> None:
         self.directory = Path(f"memory of process {os.getpid()}")
         self.store = store
-        self.suspect = False
+        self.suspect = ""
         self.lost = ""
         self._boot, self._noted = "", False
         self._after: list[Callable[[], None]] = []
@@ -38,12 +36,14 @@ class MemoryJournal(Journal):
             stack.callback(self._db.close)
             self._held = stack.pop_all()
 
-    @property
-    def wal_bytes(self) -> int:
-        return 0
+    def _check_room(self, least_bytes: int, rows: int) -> None:
+        """There is no disk."""
 
-    def checkpoint(self) -> None:
-        """There is no log."""
+    def keep_room(self) -> None:
+        """There is no disk."""
+
+    def is_long(self, log_bytes: int) -> bool:
+        return False
 
     def damage(self) -> str:
         return ""
@@ -82,10 +82,7 @@ class MemoryStaging(Staging):
         region = self._regions.pop((number, generation), None)
         if region is None:
             return
-        start, length = ctypes.c_int64(region << REGION_BITS), ctypes.c_int64(1 << REGION_BITS)
-        if _libc.fallocate(self._large, _PUNCH_HOLE, start, length):
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+        fallocate(self._large, KEEP_SIZE | PUNCH_HOLE, region << REGION_BITS, 1 << REGION_BITS)
         self._free_regions.append(region)
 
     def close(self) -> None:

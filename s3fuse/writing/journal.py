@@ -4,67 +4,43 @@ A row of `node` is an inode that differs from the bucket: what it should be (`ke
 and which object version it is now (`remote_*`, NULL = none); `maybe_at` is a key that an operation under way may have
 written. `layer` says which bytes of a regular file are staged, and in which slot or file, with their checksum;
 segments (see `checks`) beyond the first one are in `segment`. `upload` has the multipart uploads begun and not
-known to be ended; `late` has requests of an earlier process that may still be carried out. State, not history:
-replaying means bringing each row to the bucket, in any order that `syncer` allows. Statements commit at once; a process
-crash loses none (WAL pages are in the page cache), a power failure may lose the last ones unless `sync` returned.
+known to be ended; `refusal` says why a change cannot be uploaded; `late` has requests of an earlier process that may
+still be carried out. State, not history: replaying means bringing each row to the bucket, in any order that `syncer`
+allows. Statements commit at once; a process crash loses none (WAL pages are in the page cache), a power failure may
+lose the last ones unless `sync` returned.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
-from s3fuse.writing import database, wal
 from s3fuse.writing.checks import IN_DOUBT, Segment
-from s3fuse.writing.durable import boot_id, sync_names, sync_new_directory
+from s3fuse.writing.durable import boot_id
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import Layer
 from s3fuse.writing.overlay import Overlay, Parked, Range
 from s3fuse.writing.rows import HOMELESS, BegunUpload, NodeRow, StagedLayer
-from s3fuse.writing.wal import FILE
+from s3fuse.writing.transactions import Transactions
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from s3fuse.writing.checks import Step
 
-PART = "journal.part"
 
-
-class Journal:
-    """The journal of one cache directory, locked against a second process while open.
-
-    `lost` says what it has lost since it was last open, as a text ("": nothing). `suspect`: a statement failed.
-    """
+class Journal(Transactions):
+    """The journal of one cache directory."""
 
     _done = 0  # the last step that was recorded
 
     def __init__(self, directory: Path, store: str) -> None:
-        """Opens or makes it for the bucket that `store` names.
-
-        Raises UserError where another process has it, it belongs to another bucket, its format is unknown, or it
-        cannot be read.
-        """
-        self.directory = directory
-        self.store = store
-        self.suspect = False
+        super().__init__(directory, store)
         self._boot = boot_id()
         self._noted = False
-        self._after: list[Callable[[], None]] = []
-        with ExitStack() as stack:
-            lock = stack.enter_context(database.locked(directory))
-            before = wal.Before(directory, lock)
-            self._db = database.connect(directory / FILE, directory, store)
-            stack.callback(lambda: self._db.close())
-            self.lost = before.lost()
-            wal.note_open(lock, is_open=True)
-            stack.callback(wal.note_open, lock, is_open=False)
-            self._files = wal.Files(directory)
-            sync_new_directory(directory)
-            self._held = stack.pop_all()
 
     @property
     def rebooted(self) -> bool:
@@ -78,48 +54,23 @@ class Journal:
             self._execute("UPDATE identity SET boot=?", (self._boot,))
             self._noted = True
 
-    def _execute(self, statement: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
-        try:
-            return self._db.execute(statement, values)  # type: ignore[arg-type]
-        except sqlite3.DatabaseError as error:
-            # A full disk is no damage, and needs no more space than it has.
-            self.suspect = error.sqlite_errorcode != sqlite3.SQLITE_FULL
-            raise
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All statements inside become visible together or not at all; one inside another is part of it. No awaits."""
-        if self._db.in_transaction:
-            yield
-            return
-        self._after.clear()
-        self._execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            with suppress(sqlite3.DatabaseError):  # the failure may have ended it already
-                self._db.execute("ROLLBACK")
-            raise
-        self._execute("COMMIT")
-        for call in self._after:
-            call()
-        self._after.clear()
-
-    def after_commit(self, call: Callable[[], None]) -> None:
-        """Runs it once what was recorded before is committed: at once where there is no transaction.
-
-        For what a crash must not see before the record: bytes that the journal still names are not to go.
-        """
-        if self._db.in_transaction:
-            self._after.append(call)
-        else:
-            call()
-
     def put_node(self, row: NodeRow) -> None:
         self._execute("INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
 
     def drop_node(self, number: int) -> None:
         self._execute("DELETE FROM node WHERE number=?", (number,))
+
+    def put_refusal(self, number: int, reason: str) -> None:
+        """Records why an inode cannot be brought to the bucket, until `drop_refusal`; later, where that fails now."""
+        with suppress(sqlite3.DatabaseError, OSError):
+            self._execute("INSERT OR REPLACE INTO refusal VALUES (?,?)", (number, reason))
+
+    def drop_refusal(self, number: int) -> None:
+        self._execute("DELETE FROM refusal WHERE number=?", (number,))
+
+    def refusals(self) -> dict[int, str]:
+        """Every reason, by inode number."""
+        return dict(self._execute("SELECT number, reason FROM refusal").fetchall())
 
     # -- staged bytes. A layer's row has one of its segments itself, the one that starts at `home`: so that a small
     # -- file is one row.
@@ -274,7 +225,8 @@ class Journal:
         """Records what may still come instead of what was recorded: key, `Lateness` request, until (`time.time()`)."""
         with self.transaction():
             self._execute("DELETE FROM late")
-            self._db.executemany("INSERT INTO late VALUES (?,?,?)", requests)
+            for request in requests:
+                self._execute("INSERT INTO late VALUES (?,?,?)", request)
 
     def late(self) -> list[tuple[str, int, float]]:
         """What `put_late` has recorded."""
@@ -323,63 +275,16 @@ class Journal:
         found = self._execute("SELECT done FROM step").fetchone()
         return int(found[0]) if found else 0
 
-    # -- the files
-
-    def checkpoint(self) -> None:
-        """Moves what the WAL holds into the database and syncs it (blocks; call it in a thread)."""
-        with closing(sqlite3.connect(self.directory / FILE)) as connection:
-            connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
-
-    @property
-    def wal_bytes(self) -> int:
-        """How long the WAL is now, 0 where it is missing."""
-        return self._files.wal_bytes
-
-    def damage(self) -> str:
-        """What happened to its files that SQLite knows nothing of, as a text ("": nothing)."""
-        return "a statement failed" if self.suspect else self._files.damage()
-
     def rebuild(self, fill: Callable[[], None]) -> None:
-        """Makes the database anew; `fill` puts everything into it that it should hold.
+        """Makes it anew; `fill` puts everything into it that memory has.
 
         Raises what `fill`, SQLite or the disk raises; the one before then stays in use.
         """
-        old, part = self._db, self.directory / PART
-        for name in (PART, *(PART + suffix for suffix in wal.SUFFIXES)):
-            (self.directory / name).unlink(missing_ok=True)
-        self._db = database.connect(part, self.directory, self.store)
-        try:
-            with self.transaction():
-                fill()
-                if self._noted:
-                    self._noted = False
-                    self.note_boot()
-                self.put_step(self._done)
-            self._db.close()
-        except BaseException:
-            self._db.close()
-            self._db = old
-            raise
-        with suppress(sqlite3.DatabaseError):
-            old.close()
-        for suffix in wal.SUFFIXES:  # with them SQLite would repair the new database
-            (self.directory / (FILE + suffix)).unlink(missing_ok=True)
-        part.replace(self.directory / FILE)
-        sync_names(self.directory)
-        self._db = database.connect(self.directory / FILE, self.directory, self.store)
-        self._files = wal.Files(self.directory)
-        self.suspect = False
+        self.make_anew(partial(self._refill, fill))
 
-    def sync(self) -> None:
-        """Returns when everything recorded so far is on the disk (blocks; call it in a thread).
-
-        The WAL holds every commit since the last checkpoint, and a checkpoint syncs what it moves.
-        """
-        log = os.open(self.directory / (FILE + wal.LOG), os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(log)
-        finally:
-            os.close(log)
-
-    def close(self) -> None:
-        self._held.close()
+    def _refill(self, fill: Callable[[], None]) -> None:
+        fill()
+        if self._noted:
+            self._noted = False
+            self.note_boot()
+        self.put_step(self._done)

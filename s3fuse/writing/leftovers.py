@@ -107,7 +107,7 @@ class Uploads:
                 try:
                     if await self._end(row):
                         self._ended(row)
-                except StoreError as error:
+                except (StoreError, OSError) as error:
                     log.debug("unfinished upload of %s cannot be ended yet: %s", row.key, error)
             self._wake = trio.Event()
             with trio.move_on_after(RETRY_S if self.left else float("inf")):

@@ -18,8 +18,9 @@ FILE = "journal.sqlite"
 LOG, INDEX = "-wal", "-shm"
 SUFFIXES = (LOG, INDEX)
 _OPEN = b"open"
-#: Page size and mxFrame, in the byte order of the machine.
+#: Page size and mxFrame, in the byte order of the machine; nBackfill behind two such headers.
 _INDEX_HEAD = struct.Struct("=14xHI")
+_INDEX_BACKFILL = struct.Struct("=14xHI76xI")
 _LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
 
 
@@ -37,7 +38,31 @@ def _index(directory: Path) -> tuple[int, int]:
             page_bytes, frames = _INDEX_HEAD.unpack(file.read(_INDEX_HEAD.size))
     except (OSError, struct.error):
         return 0, 0
-    return (65536 if page_bytes == 1 else page_bytes), frames
+    return _page_bytes(page_bytes), frames
+
+
+def _page_bytes(noted: int) -> int:
+    return 65536 if noted == 1 else noted
+
+
+def _log_bytes(page_bytes: int, frames: int) -> int:
+    return _LOG_HEAD_BYTES + frames * (page_bytes + _FRAME_HEAD_BYTES) if frames else 0
+
+
+class LogIndex:
+    """The index of the log of an open journal."""
+
+    def __init__(self, directory: Path) -> None:
+        self._index = os.open(directory / (FILE + INDEX), os.O_RDONLY | os.O_CLOEXEC)
+
+    def used_bytes(self) -> int:
+        """Up to where the log is in use: 0 once all of it is in the database, since the next frame is its first."""
+        head = os.pread(self._index, _INDEX_BACKFILL.size, 0).ljust(_INDEX_BACKFILL.size, b"\0")
+        page_bytes, frames, backfilled = _INDEX_BACKFILL.unpack(head)
+        return 0 if frames == backfilled else _log_bytes(_page_bytes(page_bytes), frames)
+
+    def close(self) -> None:
+        os.close(self._index)
 
 
 class Before:
@@ -77,13 +102,6 @@ class Files:
         self._inodes = {suffix: path.stat().st_ino for suffix, path in self._paths.items()}
         self._least_bytes = 0
 
-    @property
-    def wal_bytes(self) -> int:
-        try:
-            return self._paths[LOG].stat().st_size
-        except FileNotFoundError:
-            return 0
-
     def damage(self) -> str:
         """What is not as SQLite left it, as a text; "" for nothing."""
         sizes = {}
@@ -96,7 +114,7 @@ class Files:
                 return f"{path.name} was replaced"
             sizes[suffix] = status.st_size
         page_bytes, frames = _index(self._directory)
-        if sizes[LOG] < (_LOG_HEAD_BYTES + frames * (page_bytes + _FRAME_HEAD_BYTES) if frames else 0):
+        if sizes[LOG] < _log_bytes(page_bytes, frames):
             return f"{self._paths[LOG].name} was cut"
         if sizes[""] < self._least_bytes:
             return f"{self._paths[''].name} was cut"
