@@ -125,11 +125,12 @@ def _look_inside(cache: Cache, lock: int) -> None:
         with _read(cache.directory, lock) as journal:
             cache.store = journal.store
             cache.unfinished_uploads = len(journal.uploads())
-            layers = _layers(journal, cache.directory)
+            layers, refusals = _layers(journal, cache.directory), journal.refusals()
             for row in journal.nodes():
                 of_row = layers.get(row.number, [])
                 staged_bytes = sum(staged.layer.extents.total_bytes for staged in of_row)
-                reason = _damage(cache.directory, row.number, of_row) or "waits for the next mount"
+                damage = _damage(cache.directory, row.number, of_row)
+                reason = damage or refusals.get(row.number) or "waits for the next mount"
                 name = row.key or f"{row.remote_key} (deleted)"
                 cache.waiting.append({"name": name, "bytes": staged_bytes, "reason": reason})
             if journal.lost:
@@ -227,18 +228,29 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
         raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not an empty directory; choose another")
-    with locked(directory) as lock, _read(directory, lock) as journal:
+    with locked(directory) as lock:
         destination.mkdir(parents=True, exist_ok=True)
-        layers, overlays = _layers(journal, directory), journal.overlays()
-        for row in journal.nodes():
-            overlay = overlays.get(row.number)
-            yield _copy_row(directory, destination, row, layers.get(row.number, []), overlay, journal.store)
+        lost = ""
+        try:
+            with _read(directory, lock) as journal:
+                yield from _copy_known(directory, destination, journal)
+                lost = journal.lost
+        except (UserError, sqlite3.Error, ValueError) as error:
+            lost = f"the journal cannot be read ({error})"
         for folder in lost_folders(directory):
             shutil.copytree(folder, destination / Path(folder).name)
             yield Copied(Path(folder).name, False, "staged bytes whose names the journal has lost, as they are")
-        if journal.lost:
+        if lost:
             shutil.copytree(directory / "staging", destination / f"{LOST}staging")
-            yield Copied(f"{LOST}staging", False, f"{journal.lost}: all that is staged, as it is")
+            yield Copied(f"{LOST}staging", False, f"{lost}: all that is staged, as it is")
+
+
+def _copy_known(directory: Path, destination: Path, journal: Journal) -> Iterator[Copied]:
+    """Everything that the journal names."""
+    layers, overlays = _layers(journal, directory), journal.overlays()
+    for row in journal.nodes():
+        overlay = overlays.get(row.number)
+        yield _copy_row(directory, destination, row, layers.get(row.number, []), overlay, journal.store)
 
 
 def _copy_row(

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,16 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, shared: bool, **optio
         if log_file is not None and log_file.exists() and not log_file.stat().st_size:
             log_file.unlink()  # a failed mount leaves nothing behind
         raise
+    if not foreground:
+        _tell_of_lost_bytes(mountpoint)
+
+
+def _tell_of_lost_bytes(mountpoint: Path) -> None:
+    with suppress(OSError, UserError):  # it may be unmounted already
+        for folder in control.request(mountpoint, "status")["cache"]["lost"]:
+            click.echo(
+                f"s3fuse: staged bytes that the journal lost track of are in {folder}; see s3fuse cache list", err=True
+            )
 
 
 def _default_log(settings: config.MountConfig) -> Path:

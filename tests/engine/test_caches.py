@@ -13,7 +13,8 @@ from click.testing import CliRunner
 
 from s3fuse import caches
 from s3fuse.cli import cli
-from s3fuse.errors import UserError
+from s3fuse.errors import AccessDenied, UserError
+from s3fuse.store.faulty import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -209,6 +210,33 @@ async def test_unreadable_journal_is_told_and_kept(bench: Bench) -> None:
     assert code == 1
     assert "its journal cannot be read" in text
     assert rig.cache.exists()
+
+
+async def test_recover_from_an_unreadable_journal(bench: Bench, tmp_path: Path) -> None:
+    rig = await crashed(bench)
+    for path in rig.cache.glob("journal*"):
+        path.write_bytes(b"no database" * 1000)
+    code, text = invoke("recover", rig.cache, tmp_path / "out")
+    assert code == 1
+    assert "the journal cannot be read" in text
+    assert BODY in [path.read_bytes() for path in (tmp_path / "out/lost-staging").iterdir()]
+
+
+async def test_why_a_change_was_refused_is_listed_after_the_mount(bench: Bench) -> None:
+    rig = await bench.rig("xdg/s3fuse/cache")
+    await rig.put("f", b"data")
+    rig.line.quiet = False
+    rig.line.schedule("put", refused(AccessDenied("put f: AccessDenied", "f")))
+    assert [inode.name for inode in await rig.drain()] == ["f"]
+    await rig.crash()
+    (item,) = caches.look(rig.cache).waiting
+    assert (item["name"], item["reason"]) == ("f", "put f: AccessDenied")
+    await rig.start()
+    await rig.drained()
+    await rig.crash()
+    assert not caches.look(rig.cache).waiting
+    rig = await rig.start()
+    assert rig.journal.refusals() == {}
 
 
 async def test_destination_that_is_not_empty_is_refused(bench: Bench, tmp_path: Path) -> None:
