@@ -50,6 +50,11 @@ class Room:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._index = wal.LogIndex(directory)
+        # Open until the journal is closed: closing one takes SQLite's locks on that file from the whole process.
+        self._files = {
+            suffix: os.open(directory / (wal.FILE + suffix), os.O_RDWR | os.O_CLOEXEC)
+            for suffix in ("", wal.LOG, wal.INDEX)
+        }
         # Up to where the files have blocks; an earlier process may have reserved some.
         self._log_end = self._allocated_bytes(wal.LOG)
         self._database_end = max(1, self._allocated_bytes(""))
@@ -88,7 +93,7 @@ class Room:
             self._log_end = log_end
         if self._kept_for != self._log_end:
             # A checkpoint adds to the database at most what the log has.
-            end = self._database_bytes() + self._log_end
+            end = os.fstat(self._files[""]).st_size + self._log_end
             if self._reserve("", end) and self._reserve(wal.INDEX, INDEX_BYTES):
                 self._database_end, self._kept_for = end, self._log_end
 
@@ -101,32 +106,17 @@ class Room:
     def _reserve(self, suffix: str, end: int) -> bool:
         """Gives whether a file has blocks up to `end` now."""
         try:
-            descriptor = os.open(self._directory / (wal.FILE + suffix), os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:  # `upkeep` makes all of them anew
-            return False
-        try:
-            fallocate(descriptor, KEEP_SIZE, 0, end)
+            fallocate(self._files[suffix], KEEP_SIZE, 0, end)
         except OSError as error:
             if error.errno == errno.EOPNOTSUPP:
                 self._can_reserve = False
             elif error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             return False
-        finally:
-            os.close(descriptor)
         return True
 
     def _allocated_bytes(self, suffix: str) -> int:
-        try:
-            return (self._directory / (wal.FILE + suffix)).stat().st_blocks * 512
-        except FileNotFoundError:
-            return 0
-
-    def _database_bytes(self) -> int:
-        try:
-            return (self._directory / wal.FILE).stat().st_size
-        except FileNotFoundError:
-            return 0
+        return os.fstat(self._files[suffix]).st_blocks * 512
 
     def _free_bytes(self) -> int:
         disk = os.statvfs(self._directory)
@@ -134,3 +124,5 @@ class Room:
 
     def close(self) -> None:
         self._index.close()
+        for descriptor in self._files.values():
+            os.close(descriptor)
