@@ -153,9 +153,11 @@ def _read(directory: Path, lock: int) -> Iterator[Journal]:
         with closing(sqlite3.connect(Path(name, wal.FILE))) as database:
             try:
                 (store,) = database.execute("SELECT store FROM identity").fetchone()
-            except (sqlite3.Error, TypeError) as error:
+                index = wal.LogIndex(Path(name))
+            except (sqlite3.Error, TypeError, FileNotFoundError) as error:
                 raise UserError(f"{error}") from error
-            lost = before.lost()  # closing the database takes the log away
+            with closing(index):
+                lost = before.lost(index)  # closing the database takes the log away
         journal = Journal(Path(name), store)
         journal.lost = lost
         try:

@@ -47,9 +47,9 @@ def full(directory: Path) -> OSError:
 class Room:
     """The space that the files of an open journal have."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, index: wal.LogIndex) -> None:
         self._directory = directory
-        self._index = wal.LogIndex(directory)
+        self._index = index
         # Open until the journal is closed: closing one takes SQLite's locks on that file from the whole process.
         self._files = {
             suffix: os.open(directory / (wal.FILE + suffix), os.O_RDWR | os.O_CLOEXEC)
@@ -123,6 +123,5 @@ class Room:
         return disk.f_bavail * disk.f_frsize
 
     def close(self) -> None:
-        self._index.close()
         for descriptor in self._files.values():
             os.close(descriptor)

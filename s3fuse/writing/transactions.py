@@ -40,16 +40,21 @@ class Transactions:
         with ExitStack() as stack:
             lock = stack.enter_context(database.locked(directory))
             before = wal.Before(directory, lock)
+            self._opened = stack.enter_context(ExitStack())  # outlives the database, which would lose its locks
             self._db = database.connect(directory / FILE, directory, store)
             stack.callback(lambda: self._db.close())
-            self.lost = before.lost()
+            self._open_files()
+            self.lost = before.lost(self._index)
             wal.note_open(lock, is_open=True)
             stack.callback(wal.note_open, lock, is_open=False)
-            self._files = wal.Files(directory)
-            self._room = room.Room(directory)
-            stack.callback(lambda: self._room.close())
             sync_new_directory(directory)
             self._held = stack.pop_all()
+
+    def _open_files(self) -> None:
+        """Opens what looks after the files of the open database."""
+        self._index = self._opened.enter_context(closing(wal.LogIndex(self.directory)))
+        self._files = wal.Files(self.directory, self._index)
+        self._room = self._opened.enter_context(closing(room.Room(self.directory, self._index)))
 
     def _execute(self, statement: str, values: Iterable[object] = ()) -> sqlite3.Cursor:
         try:
@@ -146,9 +151,8 @@ class Transactions:
         part.replace(self.directory / FILE)
         sync_names(self.directory)
         self._db = database.connect(self.directory / FILE, self.directory, self.store)
-        self._files = wal.Files(self.directory)
-        self._room.close()
-        self._room = room.Room(self.directory)
+        self._opened.close()
+        self._open_files()
         self.suspect = ""
 
     def _remove_part(self) -> None:

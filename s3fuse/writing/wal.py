@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,8 +20,7 @@ LOG, INDEX = "-wal", "-shm"
 SUFFIXES = (LOG, INDEX)
 _OPEN = b"open"
 #: Page size and mxFrame, in the byte order of the machine; nBackfill behind two such headers.
-_INDEX_HEAD = struct.Struct("=14xHI")
-_INDEX_BACKFILL = struct.Struct("=14xHI76xI")
+_HEAD = struct.Struct("=14xHI76xI")
 _LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
 
 
@@ -31,38 +31,41 @@ def note_open(lock: int, *, is_open: bool) -> None:
         os.pwrite(lock, _OPEN, 0)
 
 
-def _index(directory: Path) -> tuple[int, int]:
-    """Bytes a page has, and how many frames the log has; zeros where there is no index."""
-    try:
-        with (directory / (FILE + INDEX)).open("rb") as file:
-            page_bytes, frames = _INDEX_HEAD.unpack(file.read(_INDEX_HEAD.size))
-    except (OSError, struct.error):
-        return 0, 0
-    return _page_bytes(page_bytes), frames
-
-
-def _page_bytes(noted: int) -> int:
-    return 65536 if noted == 1 else noted
-
-
-def _log_bytes(page_bytes: int, frames: int) -> int:
-    return _LOG_HEAD_BYTES + frames * (page_bytes + _FRAME_HEAD_BYTES) if frames else 0
-
-
 class LogIndex:
-    """The index of the log of an open journal."""
+    """The index of the log of a journal, open: closing it takes SQLite's locks on it from the whole process.
+
+    Raises FileNotFoundError where there is none.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._index = os.open(directory / (FILE + INDEX), os.O_RDONLY | os.O_CLOEXEC)
 
+    def _read(self) -> tuple[int, int, int]:
+        """Bytes a page has, how many frames the log has, and how many of them are in the database."""
+        page_bytes, frames, backfilled = _HEAD.unpack(os.pread(self._index, _HEAD.size, 0).ljust(_HEAD.size, b"\0"))
+        return 65536 if page_bytes == 1 else page_bytes, frames, backfilled
+
+    @property
+    def frames(self) -> int:
+        """How many frames were committed since the log was last begun anew."""
+        return self._read()[1]
+
+    def least_bytes(self) -> int:
+        """The length that the log has at least."""
+        page_bytes, frames, _ = self._read()
+        return _log_bytes(page_bytes, frames)
+
     def used_bytes(self) -> int:
         """Up to where the log is in use: 0 once all of it is in the database, since the next frame is its first."""
-        head = os.pread(self._index, _INDEX_BACKFILL.size, 0).ljust(_INDEX_BACKFILL.size, b"\0")
-        page_bytes, frames, backfilled = _INDEX_BACKFILL.unpack(head)
-        return 0 if frames == backfilled else _log_bytes(_page_bytes(page_bytes), frames)
+        page_bytes, frames, backfilled = self._read()
+        return 0 if frames == backfilled else _log_bytes(page_bytes, frames)
 
     def close(self) -> None:
         os.close(self._index)
+
+
+def _log_bytes(page_bytes: int, frames: int) -> int:
+    return _LOG_HEAD_BYTES + frames * (page_bytes + _FRAME_HEAD_BYTES) if frames else 0
 
 
 class Before:
@@ -73,17 +76,19 @@ class Before:
         self._was_open = os.pread(lock, len(_OPEN), 0) == _OPEN
         self._there = (directory / FILE).exists()
         self._log_there = (directory / (FILE + LOG)).exists()
-        _, self._frames = _index(directory)
+        self._frames = 0
+        with suppress(FileNotFoundError), closing(LogIndex(directory)) as index:
+            self._frames = index.frames
 
-    def lost(self) -> str:
+    def lost(self, index: LogIndex) -> str:
         """What the journal, now open and read, has lost, as a text; "" for nothing."""
         if not self._there:
             return "the journal was removed" if self._was_open or self._anything_staged() else ""
         if self._was_open and not self._log_there:
             return "the journal's log was removed"
-        _, frames = _index(self.directory)
-        if self._log_there and frames < self._frames:
-            return f"the journal's log was damaged: {self._frames - frames} of its last {self._frames} pages are lost"
+        lost = self._frames - index.frames
+        if self._log_there and lost > 0:
+            return f"the journal's log was damaged: {lost} of its last {self._frames} pages are lost"
         return ""
 
     def _anything_staged(self) -> bool:
@@ -96,8 +101,8 @@ class Before:
 class Files:
     """The files of an open journal, as they are when it was opened."""
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, directory: Path, index: LogIndex) -> None:
+        self._index = index
         self._paths = {suffix: directory / (FILE + suffix) for suffix in ("", *SUFFIXES)}
         self._inodes = {suffix: path.stat().st_ino for suffix, path in self._paths.items()}
         self._least_bytes = 0
@@ -113,8 +118,7 @@ class Files:
             if status.st_ino != self._inodes[suffix]:
                 return f"{path.name} was replaced"
             sizes[suffix] = status.st_size
-        page_bytes, frames = _index(self._directory)
-        if sizes[LOG] < _log_bytes(page_bytes, frames):
+        if sizes[LOG] < self._index.least_bytes():
             return f"{self._paths[LOG].name} was cut"
         if sizes[""] < self._least_bytes:
             return f"{self._paths[''].name} was cut"

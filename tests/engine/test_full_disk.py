@@ -6,14 +6,14 @@ import errno
 import os
 import random
 import subprocess
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import pytest
 
 from s3fuse.errors import UserError
 from s3fuse.namespace.upkeep import mend
-from s3fuse.writing import room
+from s3fuse.writing import room, wal
 from tests.engine.rig import Bench, Rig, fails
 
 if TYPE_CHECKING:
@@ -210,9 +210,8 @@ async def test_what_a_killed_process_has_reserved_is_its_successor_s(bench: Benc
         await tree.step("create")
     log = disk / "cache" / "journal.sqlite-wal"
     before, blocks = log.stat(), os.statvfs(disk).f_bfree
-    left = room.Room(disk / "cache")
-    assert left.left_bytes > room.SPARE_BYTES
-    left.close()
+    with closing(wal.LogIndex(disk / "cache")) as index, closing(room.Room(disk / "cache", index)) as left:
+        assert left.left_bytes > room.SPARE_BYTES
     assert (log.stat().st_blocks, os.statvfs(disk).f_bfree) == (before.st_blocks, blocks)
     others.unlink()
 

@@ -241,15 +241,28 @@ def test_checkpoint_empties_the_wal(journal: Journal) -> None:
     assert len(reopened(journal).nodes()) == 300
 
 
-def test_what_looks_after_its_files_leaves_sqlite_its_lock(journal: Journal) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "start", "length"),
+    [
+        ("", 0x40000002, 510),  # where a shared lock is: https://sqlite.org/fileformat2.html#the_lock_byte_page
+        (
+            "-shm",
+            128,
+            1,
+        ),  # the lock of those who have the index open, behind the 8 of https://sqlite.org/walformat.html
+    ],
+)
+def test_what_looks_after_its_files_leaves_sqlite_its_locks(
+    journal: Journal, suffix: str, start: int, length: int
+) -> None:
     """Closing any descriptor of a file ends the process's locks on it: then another one could take the log away."""
     journal.put_node(row(1, "x"))
     journal.checkpoint()
     journal.keep_room()
     journal.check_room()
-    # The bytes of a shared lock: https://sqlite.org/fileformat2.html#the_lock_byte_page
-    code = "import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, 510, 0x40000002)"
-    command = [sys.executable, "-c", code, str(journal.directory / "journal.sqlite")]
+    assert not journal.damage()
+    code = f"import fcntl, sys; fcntl.lockf(open(sys.argv[1], 'r+b'), fcntl.LOCK_EX | fcntl.LOCK_NB, {length}, {start})"
+    command = [sys.executable, "-c", code, str(journal.directory / f"journal.sqlite{suffix}")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert "BlockingIOError" in done.stderr
 
