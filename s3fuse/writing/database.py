@@ -93,6 +93,17 @@ def unreadable(directory: Path, error: Exception) -> UserError:
     )
 
 
+def full_disk(directory: Path) -> UserError:
+    return UserError(
+        f"the disk of cache directory {directory} is full; free space there, or choose another with --cache-dir"
+    )
+
+
+def is_full(error: sqlite3.DatabaseError) -> bool:
+    """Whether a full disk is the reason: SQLite has another error for what it maps, which is the index of the log."""
+    return error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+
+
 def connect(path: Path, directory: Path, store: str) -> sqlite3.Connection:
     """Opens or makes the database of a cache directory for the bucket that `store` names.
 
@@ -106,10 +117,8 @@ def connect(path: Path, directory: Path, store: str) -> sqlite3.Connection:
             db.close()
             raise
     except sqlite3.DatabaseError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise UserError(
-                f"the disk of cache directory {directory} is full; free space there, or choose another with --cache-dir"
-            ) from error
+        if is_full(error):
+            raise full_disk(directory) from error
         raise unreadable(directory, error) from error
     return db
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -43,9 +44,14 @@ class Transactions:
             self._opened = stack.enter_context(ExitStack())  # outlives the database, which would lose its locks
             self._db = database.connect(directory / FILE, directory, store)
             stack.callback(lambda: self._db.close())
-            self._open_files()
+            try:
+                self._open_files()
+                wal.note_open(lock, is_open=True)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise database.full_disk(directory) from error
             self.lost = before.lost(self._index)
-            wal.note_open(lock, is_open=True)
             stack.callback(wal.note_open, lock, is_open=False)
             sync_new_directory(directory)
             self._held = stack.pop_all()
@@ -60,7 +66,7 @@ class Transactions:
         try:
             return self._db.execute(statement, values)  # type: ignore[arg-type]
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            if database.is_full(error):
                 self.suspect = FULL
                 raise room.full(self.directory) from error
             self.suspect = FAILED

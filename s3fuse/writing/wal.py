@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FILE = "journal.sqlite"
 LOG, INDEX = "-wal", "-shm"
 SUFFIXES = (LOG, INDEX)
-_OPEN = b"open"
+_OPEN, _SHUT = b"open", b"shut"
 #: Page size and mxFrame, in the byte order of the machine; nBackfill behind two such headers.
 _HEAD = struct.Struct("=14xHI76xI")
 _LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
@@ -26,9 +26,7 @@ _LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
 
 def note_open(lock: int, *, is_open: bool) -> None:
     """Notes in the lock file whether the journal is in use: a process that is killed leaves it so."""
-    os.ftruncate(lock, 0)
-    if is_open:
-        os.pwrite(lock, _OPEN, 0)
+    os.pwrite(lock, _OPEN if is_open else _SHUT, 0)
 
 
 class LogIndex:

@@ -14,6 +14,7 @@ import pytest
 from s3fuse.errors import UserError
 from s3fuse.namespace.upkeep import mend
 from s3fuse.writing import room, wal
+from s3fuse.writing.journal import Journal
 from tests.engine.rig import Bench, Rig, fails
 
 if TYPE_CHECKING:
@@ -276,3 +277,20 @@ async def test_who_sends_needs_less_room_than_who_changes(bench: Bench, disk: Pa
     await sent(rig)
     assert set(bench.listed()) == set(tree.modes)
     rig.check_clean()
+
+
+@pytest.mark.parametrize("free_kib", [0, 4, 8, 16, 32, 36, 40, 64, 128])
+def test_journal_that_has_no_room_says_so(disk: Path, free_kib: int) -> None:
+    """Whatever of it finds no room: the database, its log, or the log's index."""
+    directory = disk / "cache"
+    Journal(directory, "store").close()
+    others = fill(disk)
+    os.truncate(others, others.stat().st_size - (free_kib << 10))
+    try:
+        Journal(directory, "store").close()
+    except UserError as error:
+        assert "is full; free space there" in str(error)  # noqa: PT017 - it need not fail
+    else:
+        assert free_kib
+    others.unlink()
+    Journal(directory, "store").close()

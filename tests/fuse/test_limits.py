@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fuse.harness import run, sha256, wait_for
+from tests.fuse.harness import S3FUSE, run, sha256, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -175,6 +175,26 @@ def fill(disk: Path) -> Path:
     return path
 
 
+@contextmanager
+def greedy(path: Path) -> Iterator[None]:
+    """Another program adds to a file whatever becomes free."""
+    done = threading.Event()
+
+    def take() -> None:
+        with path.open("ab", buffering=0) as file:
+            while not done.wait(0.001):
+                with suppress(OSError):
+                    file.write(bytes(64 << 10))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def change_names(top: Path, modes: dict[str, int | None], chance: random.Random, count: int) -> int:
     """Changes names below `top` and notes in `modes` (None: a directory) what succeeded; gives how much was refused."""
     refused = 0
@@ -232,6 +252,11 @@ def test_changes_of_names_while_others_have_filled_the_cache_disk(
         refused = change_names(mount.path, modes, chance, 1500)
         assert refused < 1400  # the room lasts for hundreds in a row, and a checkpoint makes it anew
         wait_for(lambda: change_names(mount.path, modes, chance, 40) == 0)
+        mount.allowed.append(r"cannot be kept in order: database or disk is full")  # others took its room meanwhile
+        with greedy(others):
+            run(S3FUSE, "restart", mount.path)
+            check()
+            change_names(mount.path, modes, chance, 100)
         mount.kill()
         assert mount.pending_rows() > 0
         mount.start()
