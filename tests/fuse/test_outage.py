@@ -6,17 +6,20 @@ import errno
 import json
 import os
 import re
+import shutil
 import subprocess
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from s3fuse.errors import ExitCode
 from tests.fuse.harness import S3FUSE, run, wait_for
 from tests.proxy import Fault, Proxy, proxied
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from tests.fuse.harness import Bucket, Mounts
     from tests.servers import Server
@@ -105,6 +108,29 @@ def test_refused_overwrite_leaves_both_versions(
     os.fsync(file)
     os.close(file)
     assert bucket.get("f") == b"new"
+
+
+def test_refused_overwrite_can_be_given_up(
+    server: Server, proxy: Proxy, mounts: Mounts, buckets: Callable[..., Bucket], tmp_path: Path
+) -> None:
+    """T04 for who will never get the permission: what was written is copied out, and reads give the old bytes again."""
+    bucket = buckets(server)
+    mount = mounts.new(proxy.server, bucket=bucket.name)
+    run("bash", "-c", "echo old > f; sync f", cwd=mount.path)
+    proxy.fail(Fault.DENIED, "put", "multipart_create", "copy")
+    (mount.path / "f").write_bytes(b"new")
+    wait_for(lambda: mount.status()["server"]["needs"] == "permission")
+    mount.allowed += [r"AccessDenied", r"not uploaded", r"f: "]
+    done = run(S3FUSE, "umount", "--drain-timeout", "1s", mount.path, check=False)
+    assert done.returncode == ExitCode.PENDING
+    mount.wait_for_end()
+    assert re.search(r"^  f \(3 bytes\): .*AccessDenied", run(S3FUSE, "cache", "list", mount.cache).stdout, re.M)
+    run(S3FUSE, "cache", "recover", mount.cache, tmp_path / "out")
+    assert (tmp_path / "out/f").read_bytes() == b"new"
+    shutil.rmtree(mount.cache)
+    mount.start()
+    assert (mount.path / "f").read_bytes() == bucket.get("f") == b"old\n"
+    mount.stop()
 
 
 @pytest.mark.parametrize(
