@@ -21,9 +21,9 @@ from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import LOST, after_power_failure, lost_folders
 from s3fuse.writing import wal
 from s3fuse.writing.checks import Damage, Segments
-from s3fuse.writing.database import locked
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.layers import BASE, resolve
+from s3fuse.writing.lock import DirectoryLock
 from s3fuse.writing.staging import reader
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def look(directory: Path) -> Cache:
         raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
     cache = Cache(directory, size_bytes=_size_bytes(directory), lost=lost_folders(directory))
     try:
-        with locked(directory) as lock:
+        with closing(DirectoryLock(directory)) as lock:
             _look_inside(cache, lock)
     except UserError:
         cache.in_use = True
@@ -120,7 +120,7 @@ def _ask_daemon(cache: Cache) -> None:
             return
 
 
-def _look_inside(cache: Cache, lock: int) -> None:
+def _look_inside(cache: Cache, lock: DirectoryLock) -> None:
     try:
         with _read(cache.directory, lock) as journal:
             cache.store = journal.store
@@ -143,7 +143,7 @@ def _look_inside(cache: Cache, lock: int) -> None:
 
 
 @contextmanager
-def _read(directory: Path, lock: int) -> Iterator[Journal]:
+def _read(directory: Path, lock: DirectoryLock) -> Iterator[Journal]:
     """The journal, from a copy, with what it has lost (`Journal.lost`). Raises UserError and sqlite3.Error."""
     with tempfile.TemporaryDirectory(prefix="s3fuse-") as name:
         for suffix in ("", *wal.SUFFIXES):
@@ -190,7 +190,7 @@ def remove(directory: Path) -> str:
     cache = look(directory)
     if cache.in_use:
         return cache.why_kept()
-    with locked(directory) as lock:
+    with closing(DirectoryLock(directory)) as lock:
         cache = Cache(directory, lost=lost_folders(directory))  # a mount may have come and gone since
         _look_inside(cache, lock)
         if reason := cache.why_kept():
@@ -230,7 +230,7 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
         raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not an empty directory; choose another")
-    with locked(directory) as lock:
+    with closing(DirectoryLock(directory)) as lock:
         destination.mkdir(parents=True, exist_ok=True)
         lost = ""
         try:

@@ -42,6 +42,8 @@ async def keep_up(changes: Changes, staging: Staging, uploads: Uploads) -> None:
 def mend(changes: Changes, staging: Staging, uploads: Uploads) -> None:
     """Puts back what was taken away. Raises OSError, sqlite3.Error and UserError."""
     journal = changes.journal
+    if journal.keep_directory():
+        log.error("somebody removed the cache directory %s or its lock; it is taken anew", journal.directory)
     for name in staging.mend():
         log.error("somebody removed %s from %s; it is put back", name, staging.directory)
     damage = journal.damage()

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 import sqlite3
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from s3fuse.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 FORMAT = 3
@@ -58,32 +54,6 @@ _CHANGES = {
         "UPDATE identity SET format=3;"
     ),
 }
-
-
-@contextmanager
-def locked(directory: Path) -> Iterator[int]:
-    """Keeps other processes from using a cache directory (made if it is missing), and gives the lock's descriptor.
-
-    Raises UserError where another process has it, or it cannot be made.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UserError(
-            f"cache directory {directory} cannot be used: {error.strerror}; choose another with --cache-dir"
-        ) from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"cache directory {directory} is in use by another mount; unmount that one or choose another "
-                "with --cache-dir"
-            ) from None
-        yield lock
-    finally:
-        os.close(lock)
 
 
 def unreadable(directory: Path, error: Exception) -> UserError:

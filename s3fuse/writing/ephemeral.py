@@ -39,6 +39,9 @@ class MemoryJournal(Journal):
     def _check_room(self, least_bytes: int, rows: int) -> None:
         """There is no disk."""
 
+    def keep_directory(self) -> bool:
+        return False
+
     def keep_room(self) -> None:
         """There is no disk."""
 

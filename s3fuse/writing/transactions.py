@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from s3fuse.writing import database, room, wal
 from s3fuse.writing.durable import sync_names, sync_new_directory
+from s3fuse.writing.lock import DirectoryLock
 from s3fuse.writing.wal import FILE
 
 if TYPE_CHECKING:
@@ -39,20 +40,20 @@ class Transactions:
         self.suspect = ""
         self._after: list[Callable[[], None]] = []
         with ExitStack() as stack:
-            lock = stack.enter_context(database.locked(directory))
-            before = wal.Before(directory, lock)
+            self._lock = stack.enter_context(closing(DirectoryLock(directory)))
+            before = wal.Before(directory, self._lock)
             self._opened = stack.enter_context(ExitStack())  # outlives the database, which would lose its locks
             self._db = database.connect(directory / FILE, directory, store)
             stack.callback(lambda: self._db.close())
             try:
                 self._open_files()
-                wal.note_open(lock, is_open=True)
+                self._lock.note(is_open=True)
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise database.full_disk(directory) from error
             self.lost = before.lost(self._index)
-            stack.callback(wal.note_open, lock, is_open=False)
+            stack.callback(self._lock.note, is_open=False)
             sync_new_directory(directory)
             self._held = stack.pop_all()
 
@@ -127,6 +128,13 @@ class Transactions:
     def is_long(self, log_bytes: int) -> bool:
         """Whether a `checkpoint` is due: more than so much of the log is in use, or the disk gives it no more room."""
         return self._room.used_bytes > log_bytes or self._room.is_short
+
+    def keep_directory(self) -> bool:
+        """Takes the directory anew where it or its lock was removed; gives whether that was necessary.
+
+        Raises UserError where another process has it by now, OSError.
+        """
+        return self._lock.keep()
 
     def damage(self) -> str:
         """What its files lack of what it was given, as a text ("": nothing)."""

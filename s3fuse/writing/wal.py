@@ -15,18 +15,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from s3fuse.writing.lock import DirectoryLock
+
 FILE = "journal.sqlite"
 LOG, INDEX = "-wal", "-shm"
 SUFFIXES = (LOG, INDEX)
-_OPEN, _SHUT = b"open", b"shut"
 #: Page size and mxFrame, in the byte order of the machine; nBackfill behind two such headers.
 _HEAD = struct.Struct("=14xHI76xI")
 _LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
-
-
-def note_open(lock: int, *, is_open: bool) -> None:
-    """Notes in the lock file whether the journal is in use: a process that is killed leaves it so."""
-    os.pwrite(lock, _OPEN if is_open else _SHUT, 0)
 
 
 class LogIndex:
@@ -69,9 +65,9 @@ def _log_bytes(page_bytes: int, frames: int) -> int:
 class Before:
     """What is there before the journal is opened: opening repairs it."""
 
-    def __init__(self, directory: Path, lock: int) -> None:
+    def __init__(self, directory: Path, lock: DirectoryLock) -> None:
         self.directory = directory
-        self._was_open = os.pread(lock, len(_OPEN), 0) == _OPEN
+        self._was_open = lock.was_open
         self._there = (directory / FILE).exists()
         self._log_there = (directory / (FILE + LOG)).exists()
         self._frames = 0

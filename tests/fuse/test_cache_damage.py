@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -109,16 +110,33 @@ def test_removed_cache_files_while_mounted(server: Server, mounts: Mounts, bucke
 
 
 def test_two_mounts_on_one_cache_directory(server: Server, mounts: Mounts) -> None:
-    """T60: the second one is refused by name, and the first goes on."""
+    """T60: the second one is refused by name, whatever somebody removes there, and the first goes on."""
     first = mounts.new(server)
+    first.allowed += ["is taken anew", "it is put back", "it is written anew"]
     second = mounts.new(server, bucket=first.bucket, start=False)
     second.cache = first.cache
-    done = run(*second.command(), env={**os.environ, **server.environment}, check=False)
-    assert done.returncode == 1
-    assert f"cache directory {first.cache} is in use by another mount" in done.stderr
-    assert not second.mounted
+
+    def check() -> None:
+        done = run(*second.command(), env={**os.environ, **server.environment}, check=False)
+        assert done.returncode == 1
+        assert f"cache directory {first.cache} is in use by another mount" in done.stderr
+        assert not second.mounted
+        cleaned = run(S3FUSE, "cache", "clean", first.cache, check=False)
+        assert cleaned.returncode == 1
+        assert "it is in use" in cleaned.stderr
+
+    check()
+    (first.cache / "lock").unlink()
+    check()
+    wait_for(lambda: (first.cache / "lock").exists())
+    check()
+    shutil.rmtree(first.cache)
+    wait_for(lambda: first.log_text().count("is taken anew") == 2 and "it is written anew" in first.log_text())
+    check()
     (first.path / "file").write_bytes(b"still works")
     first.flush()
+    first.remount(empty_cache=False)
+    assert (first.path / "file").read_bytes() == b"still works"
 
 
 #: Fsyncs every second file, and says which; a file's number is its content.
