@@ -55,10 +55,20 @@ class Keeping:
         """The keeper keeps the connection from now on."""
         self._send({"hold": {"init": init.hex(), "reply": reply.hex()}}, device=device)
 
-    def hold_session(self, session: Path | None, *, after_death: bool, after_hand_over: bool) -> None:
-        """Whether another worker can go on, and with which session."""
-        held = {"session": session and str(session), "after_death": after_death, "after_hand_over": after_hand_over}
-        self._send({"hold": held})
+    def hold_session(
+        self, session: Path | None, findings: dict[str, Any], *, after_death: bool, after_hand_over: bool
+    ) -> None:
+        """Whether another worker can go on, with which session, and what is known of the store where that is gone."""
+        self._send(
+            {
+                "hold": {
+                    "session": session and str(session),
+                    "findings": findings,
+                    "after_death": after_death,
+                    "after_hand_over": after_hand_over,
+                }
+            }
+        )
 
     def hold_listener(self, listener: socket.socket, inode: int) -> None:
         """The keeper keeps the control socket, whose name has this inode, from now on."""

@@ -194,6 +194,8 @@ class Mount:
             self.core.known.leave()
             return None
         self._detach()
+        self.core.syncer.go_on()  # a hand-over that was under way is off
+        self.keeping.say(stays=True)
         self.core.known.end()
         return await self._end()
 
@@ -204,7 +206,10 @@ class Mount:
         if keeping.device is None:
             keeping.hold_connection(connection.device, connection.init, connection.reply)
         keeping.hold_session(
-            self.session.path, after_death=known.is_kept and connection.can_resend, after_hand_over=known.is_kept
+            self.session.path,
+            self.session.findings,
+            after_death=known.is_kept and connection.can_resend,
+            after_hand_over=known.is_kept,
         )
         keeping.say(serving=True)
         if keeping.since is not None:
@@ -213,10 +218,18 @@ class Mount:
 
     async def _hand_over(self, connection: Connection) -> None:
         """Lets another process go on. Uploads are not cut short if it can be helped: that leaves it in doubt."""
-        with trio.move_on_after(UPLOADS_S):
-            await self.core.syncer.stop()
-        self.keeping.say(since=time.monotonic())
-        await connection.hand_over()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._until_unmounted, nursery.cancel_scope)
+            with trio.move_on_after(UPLOADS_S):
+                await self.core.syncer.stop()
+            nursery.cancel_scope.cancel()
+        if not self.ending.unmounted.is_set():
+            self.keeping.say(since=time.monotonic())
+            await connection.hand_over()
+
+    async def _until_unmounted(self, scope: trio.CancelScope) -> None:
+        await self.ending.unmounted.wait()
+        scope.cancel()
 
     def _connect(self) -> Connection:
         """The connection to the kernel: that of an earlier process, or of a mount that is made here."""

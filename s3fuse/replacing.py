@@ -107,9 +107,11 @@ class Replacing:
             return "with --ephemeral all that it holds is in its memory"
         if self.keeping.end is None:
             return "its keeper is gone"
+        if self._is_ending():
+            return "it is being unmounted"
         if not self.known.is_kept:
             return "its session could not be kept, for the disk of the runtime directory is full"
-        return "it is being unmounted" if self._is_ending() else ""
+        return ""
 
     async def watch_memory(self) -> None:
         """Asks for a successor when this process has more memory than it may; runs until cancelled."""

@@ -64,8 +64,12 @@ async def session(config: MountConfig, keeping: Keeping, store: S3Store, journal
             pass  # the mount was gone already: there is only something to upload
         except OSError as error:
             raise UserError(f"the session {path} cannot be read: {error.strerror}") from None
-    await check_bucket(config, store, endpoint)
-    return Session(store.findings())
+    findings = keeping.held.get("findings")
+    if findings is None:  # the keeper is of an earlier version
+        await check_bucket(config, store, endpoint)
+        findings = store.findings()
+    store.adopt(findings)
+    return Session(findings)
 
 
 async def check_bucket(config: MountConfig, store: S3Store, endpoint: str) -> None:

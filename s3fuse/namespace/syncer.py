@@ -95,7 +95,8 @@ class Syncer:
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()  # places: a file and a directory of one name have the same
         self._failures: dict[int, int] = {}  # how often an inode has failed in a row
-        self._stopped: trio.Event | None = None
+        self._stopped: trio.Event | None = None  # set once nothing is under way any more
+        self._goes_on = trio.Event()
         self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
         self.deletes = Deletes(store, inodes, changes, self._failures)
         self.arrivals = Arrivals(inodes, changes, self.deletes, self._failures, self._hopeless)
@@ -105,7 +106,9 @@ class Syncer:
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.uploads.run)
-            while self._stopped is None:
+            while True:
+                if self._stopped is not None:
+                    await self._goes_on.wait()
                 inode = self.changes.pop_due()
                 if inode is None:
                     await self.changes.wait_due()
@@ -120,9 +123,14 @@ class Syncer:
 
     async def stop(self) -> None:
         """Begins nothing more, and returns when what was begun has ended: another process is to go on."""
-        self._stopped = trio.Event()
+        self._stopped, self._goes_on = trio.Event(), trio.Event()
         if self.changes.in_flight:
             await self._stopped.wait()
+
+    def go_on(self) -> None:
+        """Undoes `stop`: there will be no other process."""
+        self._stopped = None
+        self._goes_on.set()
 
     def wake(self) -> None:
         """Tries at once what the server could not take: it works again."""

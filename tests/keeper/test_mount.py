@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from s3fuse import control, kernel
-from tests.fuse.harness import S3FUSE, Mount, free_environment, is_alive, run, wait_for
+from tests.fuse.harness import S3FUSE, Gate, Mount, free_environment, is_alive, run, wait_for
 from tests.keeper.kills import ALL, DIED, Campaign
 from tests.proxy import proxied
 
@@ -206,8 +206,6 @@ def test_one_that_keeps_all_in_memory_cannot_be_followed(minio_server: Server, m
 def test_a_daemon_that_is_killed_while_it_uploads_the_rest_is_followed(
     minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
 ) -> None:
-    from tests.fuse.harness import Gate
-
     gate = Gate(minio_server)
     try:
         mount = mounts.new(gate.server, bucket=buckets(minio_server).name)
@@ -223,6 +221,69 @@ def test_a_daemon_that_is_killed_while_it_uploads_the_rest_is_followed(
         assert buckets(minio_server, mount.bucket).get("f") == b"data"
     finally:
         gate.close()
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("how", ["umount", "s3fuse umount", "SIGTERM"])
+def test_an_end_while_another_process_is_to_go_on(
+    minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket], how: str
+) -> None:
+    """What waits for uploads that are under way is called off, and the rest is uploaded by who is there."""
+    gate = Gate(minio_server)
+    try:
+        mount = mounts.new(gate.server, bucket=buckets(minio_server).name)
+        gate.hold()
+        for name in ("f", "g"):
+            (mount.path / name).write_bytes(b"data")
+        wait_for(lambda: "uploading" in {item["state"] for item in mount.status()["pending"]["items"]})
+        os.kill(mount.pid, signal.SIGHUP)
+        wait_for(lambda: "another process goes on" in mount.log_text())
+        if how == "umount":
+            run("umount", mount.path)
+        elif how == "SIGTERM":
+            os.kill(mount.pid, signal.SIGTERM)
+        else:
+            ending = subprocess.Popen([S3FUSE, "umount", mount.path], env=free_environment())
+        wait_for(lambda: not mount.mounted)
+        gate.open()
+        if how == "s3fuse umount":
+            assert ending.wait(60) == 0
+        mount.wait_for_end(60)
+        mount.check_ended()
+        bucket = buckets(minio_server, mount.bucket)
+        assert {name: bucket.get(name) for name in sorted(bucket.keys())} == {"f": b"data", "g": b"data"}
+    finally:
+        gate.close()
+
+
+@pytest.mark.timeout(120)
+def test_a_daemon_that_is_killed_while_it_drains_and_the_server_is_down(
+    minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
+    """The drain timeout and exit code 3 hold for the process that follows, too."""
+    with proxied(minio_server) as proxy:
+        mount = mounts.new(proxy.server, "--drain-timeout", "8s", start=False)
+        mount.allowed += [DIED, "the mount is gone; what was not uploaded", "not in the bucket yet: f "]
+        command = mount.command("--foreground")
+        with subprocess.Popen(command, env=free_environment(**mount.server.environment), text=True) as daemon:
+            wait_for(lambda: mount.mounted and "mounted" in mount.log_text())
+            os.listdir(mount.path)
+            proxy.down()
+            (mount.path / "f").write_bytes(b"data")
+            run("umount", mount.path)
+            wait_for(lambda: mount.status()["state"] == "unmounting")
+            assert mount.status()["process"]["weaker"].endswith("it is being unmounted")
+            worker = mount.worker_pid
+            os.kill(worker, signal.SIGKILL)
+            wait_for(lambda: mount.worker_pid != worker)
+            assert mount.status()["pending"]["files"] == 1
+            assert daemon.wait(60) == PENDING
+        mount.pid = daemon.pid
+        mount.check_ended()
+        proxy.up()
+        mount.start()
+        mount.flush()
+        assert buckets(minio_server, mount.bucket).get("f") == b"data"
 
 
 @pytest.mark.timeout(120)
