@@ -132,7 +132,8 @@ class Answers:
     # -- status
 
     def _pending(self) -> dict[str, Any]:
-        return {"files": len(self.core.changes.dirty), "bytes": self.core.staging.staged_bytes}
+        to_go_bytes = self.core.staging.staged_bytes - self.core.syncer.uploads.sent_bytes
+        return {"files": len(self.core.changes.dirty), "bytes": max(0, to_go_bytes)}
 
     def item(self, inode: Inode) -> tuple[str, str]:
         """The key of a changed file, or the number of its inode where it has none; and why it is not uploaded yet."""

@@ -267,7 +267,7 @@ def _left_in(directory: str | None) -> str:
 @cli.command()
 @click.argument("mountpoint", type=Mountpoint())
 def flush(mountpoint: Path) -> None:
-    """Wait until everything written so far is in the bucket."""
+    """Wait until everything written so far is in the bucket; exit code 1 and a list if the server does not take it."""
     try:
         with _progress(f"flushing {mountpoint}") as show:
             result = control.request(mountpoint, "flush", on_progress=show, timeout_s=60)

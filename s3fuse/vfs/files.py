@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import time
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode
     from s3fuse.vfs.core import Core
     from s3fuse.writing.overlay import Parked
+
+log = logging.getLogger(__name__)
 
 #: Largest file: what S3 can hold as one object.
 MAX_FILE_BYTES = 5 << 40
@@ -50,6 +53,7 @@ class Files:
         self._siblings = Siblings(core.blocks.limit_bytes // 8 // INITIAL_BYTES)
         core.budget.handles = self.handles
         self._next = 1
+        self._refused: set[int] = set()  # inodes whose last write could not be taken
 
     async def open(self, inode: Inode, flags: int) -> int:
         """A handle. Looks at the bucket again when what is known is older than the TTL; ESTALE when it changed."""
@@ -162,7 +166,14 @@ class Files:
         stop = offset + len(data)
         if stop > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
-        await self._write(inode, offset, data)
+        try:
+            await self._write(inode, offset, data)
+        except OSError as error:
+            if inode.number not in self._refused:  # not for each of many
+                self._refused.add(inode.number)
+                log.info("bytes that a program wrote to %r could not be taken: %s", inode.name, error)
+            raise
+        self._refused.discard(inode.number)
         inode.size = max(inode.size, stop)
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
         if inode.linked:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,7 +21,7 @@ from s3fuse.store.s3client import acted
 from s3fuse.writing.rows import BegunUpload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from s3fuse.store.base import Store, Upload
     from s3fuse.writing.journal import Journal
@@ -44,6 +44,7 @@ class Uploads:
         self.journal = journal
         self.left: dict[int, BegunUpload] = {row.id: row for row in journal.uploads()}
         self.running: dict[int, BegunUpload] = {}
+        self.sent_bytes = 0  # of uploads that are under way
         self._next = max(self.left, default=0) + 1
         self._ours: set[str] = set()  # ids of uploads that this process has begun
         self._beginning: Counter[str] = Counter()  # keys of uploads whose id has still to come
@@ -68,6 +69,21 @@ class Uploads:
                 self._leave(row)
             raise
         self._ended(row)
+
+    @contextmanager
+    def sending(self) -> Iterator[Callable[[int], None]]:
+        """Takes how many staged bytes of an upload have arrived; `sent_bytes` has them until the block ends."""
+        total = 0
+
+        def add(count: int) -> None:
+            nonlocal total
+            total += count
+            self.sent_bytes += count
+
+        try:
+            yield add
+        finally:
+            self.sent_bytes -= total
 
     async def _begin(self, key: str, metadata: Mapping[str, str], headers: Mapping[str, str]) -> BegunUpload:
         row = BegunUpload(self._next, key, None, time.time_ns())

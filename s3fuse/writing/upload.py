@@ -16,7 +16,7 @@ from s3fuse.writing.layers import BASE
 from s3fuse.writing.plan import CopyPart, Limits, Multipart, SendPart, SinglePut, plan_upload
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 
     from s3fuse.store.base import Body, Buffer, ObjectInfo, Store
     from s3fuse.writing.dirty import DirtyFile
@@ -72,7 +72,14 @@ class Range:
 
     def _base_bytes(self) -> int:
         """How much of the body is of the base."""
-        pieces = (piece for piece in self.version.pieces if piece.source == BASE)
+        return self._bytes_of(piece for piece in self.version.pieces if piece.source == BASE)
+
+    @property
+    def local_bytes(self) -> int:
+        """How much of the body was staged."""
+        return self._bytes_of(piece for piece in self.version.pieces if piece.source >= 0)
+
+    def _bytes_of(self, pieces: Iterable[Piece]) -> int:
         return sum(max(0, min(piece.stop, self.stop) - max(piece.start, self.start)) for piece in pieces)
 
     async def _read(self, piece: Piece, read_base: ReadBase | None) -> Buffer:
@@ -125,15 +132,18 @@ async def _multipart(store: Store, uploads: Uploads, version: Version, target: T
     parts: list[Part] = []
     async with uploads.begin(target.key, target.metadata, target.headers) as upload_id:
         limit = trio.CapacityLimiter(PARTS_AT_ONCE)
-        try:
-            async with trio.open_nursery() as nursery:
-                for number, part in enumerate(plan.parts, 1):
-                    await limit.acquire_on_behalf_of(number)
-                    nursery.start_soon(_send, store, version, target.key, upload_id, number, part, limit, parts)
-        except BaseExceptionGroup as group:
-            raise first_failure(group) from None
-        parts.sort(key=lambda part: part.number)
-        return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
+        with uploads.sending() as sent:
+            try:
+                async with trio.open_nursery() as nursery:
+                    for number, part in enumerate(plan.parts, 1):
+                        await limit.acquire_on_behalf_of(number)
+                        nursery.start_soon(
+                            _send, store, version, target.key, upload_id, number, part, limit, parts, sent
+                        )
+            except BaseExceptionGroup as group:
+                raise first_failure(group) from None
+            parts.sort(key=lambda part: part.number)
+            return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
 
 
 async def _send(
@@ -145,6 +155,7 @@ async def _send(
     part: CopyPart | SendPart,
     limit: trio.CapacityLimiter,
     parts: list[Part],
+    sent: Callable[[int], None],
 ) -> None:
     try:
         if isinstance(part, CopyPart):
@@ -156,7 +167,9 @@ async def _send(
                 key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
             )
         else:
-            done = await store.multipart_put(key, upload_id, number, Range(store, version, part.start, part.stop))
+            body = Range(store, version, part.start, part.stop)
+            done = await store.multipart_put(key, upload_id, number, body)
+            sent(body.local_bytes)
         parts.append(done)
     finally:
         limit.release_on_behalf_of(number)

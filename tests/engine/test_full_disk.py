@@ -13,6 +13,7 @@ import pytest
 
 from s3fuse.errors import UserError
 from s3fuse.namespace.upkeep import mend
+from s3fuse.vfs import budget
 from s3fuse.writing import room, wal
 from s3fuse.writing.journal import Journal
 from tests.engine.rig import Bench, Rig, fails
@@ -294,3 +295,21 @@ def test_journal_that_has_no_room_says_so(disk: Path, free_kib: int) -> None:
         assert free_kib
     others.unlink()
     Journal(directory, "store").close()
+
+
+async def test_bytes_that_cannot_be_taken_are_in_the_log(
+    bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once for each file, as writes of the kernel come by the hundred and only the first error reaches a program."""
+    monkeypatch.setattr(budget, "OTHERS_STALL_S", 0.01)
+    rig = await bench.rig(CACHE, paused=True)
+    await rig.put("f")
+    others = fill(disk)
+    caplog.set_level("INFO")
+    for _ in range(2):
+        with fails(errno.ENOSPC):
+            await rig.write("f", bytes(100_000))
+    assert caplog.text.count("bytes that a program wrote to 'f' could not be taken: [Errno 28]") == 1
+    others.unlink()
+    await rig.write("f", bytes(100_000))
+    assert await rig.cat("f") == bytes(100_000)

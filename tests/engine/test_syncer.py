@@ -953,6 +953,29 @@ async def test_small_change_in_a_large_file_is_copied_on_the_server(bench: Bench
 
 
 @pytest.mark.usefixtures("_small_parts")
+async def test_parts_that_have_arrived_wait_no_more(bench: Bench) -> None:
+    """So that the progress of a drain moves while there is one large file."""
+    rig = await bench.rig(limits=SMALL_LIMITS)
+    await rig.put("f", os.urandom(100_000))
+
+    def pending() -> tuple[int, int]:
+        said = rig.mount.answers.status()["pending"]
+        return said["files"], said["bytes"]
+
+    assert pending() == (1, 100_000)
+    async with trio.open_nursery() as nursery:
+        with rig.line.held("multipart_complete") as gate:
+            nursery.start_soon(rig.drained)
+            await gate.arrived()
+            assert pending() == (1, 0)
+            gate.open()
+    await rig.write("f", b"more", 100_000)
+    assert pending() == (1, 4)
+    await rig.drained()
+    assert pending() == (0, 0)
+
+
+@pytest.mark.usefixtures("_small_parts")
 @pytest.mark.parametrize("operation", ["multipart_create", "multipart_put", "multipart_complete"])
 @pytest.mark.parametrize("lost", [False, True])
 async def test_failed_multipart_upload_is_aborted_and_repeated(bench: Bench, operation: str, lost: bool) -> None:
