@@ -25,6 +25,8 @@ _GENERAL = (ClockSkew, NeedsCredentials, NoSuchBucket)
 JUST_S = 1.0
 #: So many failures of one operation in a row are the server's, not of one key.
 _ROW = 3
+#: What was refused longer ago counts no more: nobody has asked again, and uploads are tried each minute.
+FORGOTTEN_S = 120.0
 _FIRST_PAUSE_S = 0.5
 _LAST_PAUSE_S = 5.0
 _PATIENCE_S = 5.0
@@ -34,6 +36,7 @@ _PATIENCE_S = 5.0
 class _Trouble:
     error: StoreError
     failures: int = 0
+    failed_at: float = 0.0
 
 
 class Health:
@@ -63,7 +66,10 @@ class Health:
     @property
     def needs(self) -> str:
         """What has to be given before the server does what is asked: credentials, permission ... or ""."""
-        return next((trouble.error.needs for trouble in self._trouble.values() if trouble.error.needs), "")
+        since = trio.current_time() - FORGOTTEN_S
+        return next(
+            (one.error.needs for one in self._trouble.values() if one.error.needs and one.failed_at > since), ""
+        )
 
     def answered(self, operation: str) -> None:
         """The server did what was asked, or said why not as servers do."""
@@ -88,6 +94,7 @@ class Health:
         trouble = self._trouble.setdefault(operation, _Trouble(error))
         trouble.error = error
         trouble.failures += 1
+        trouble.failed_at = trio.current_time()
         if self.up and error.transient and self.answered_at < began:
             self.up, self.since = False, time.time()
         if not self.up:
