@@ -55,7 +55,8 @@ def test_interrupted_copy(
     mount = mounts.new(proxy.server, "--dirty-size", "32MiB", bucket=bucket.name)
     target = mount.path / "copy"
     proxy.fail(Fault.STALLED, "put", "multipart_put")
-    copy = subprocess.Popen(["cp", source, target])
+    # Where the tests run in a shell's background they have SIGINT ignored, and so would the program.
+    copy = subprocess.Popen(["env", "--default-signal=INT", "cp", source, target])
     wait_for(lambda: mount.status()["cache"]["waiting_writers"] > 0, timeout_s=30)
     assert copy.poll() is None  # it waits for room
     copy.send_signal(signal.SIGINT)
