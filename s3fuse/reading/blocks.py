@@ -123,7 +123,8 @@ class BlockCache:
             if block is None or block.fetch is not None or not block.stored:
                 continue
             del self._blocks[(*whose, index)]
-            if self._filled(block.buffer, new, index, fill, known=True):
+            # A version that was there before may have blocks already; one that is being filled is another's to end.
+            if not self._has(new, index) and self._filled(block.buffer, new, index, fill, known=True):
                 self._blocks[(new.key, new.etag, index)] = block
             else:
                 self._free.append(block.buffer)

@@ -3,6 +3,9 @@
 The new version is the old one with the bytes of the layer that was uploaded, at the same offsets: so its blocks are
 had without a request, and a program that changes a few bytes at a time and syncs them (a log, a database) neither
 reads the file again nor has the next upload read it again.
+
+Only a frozen layer has been uploaded. What a program writes while its object is copied (chmod, rename) is in a layer
+too, but the copy has none of it.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ NEW_BLOCKS = 8
 
 def carry_over(blocks: BlockCache, inode: Inode, new: ObjectInfo) -> None:
     """Has `blocks` take what it has of `inode.remote` for `new`, which is about to replace it. It may send nothing."""
-    data = inode.data if inode.data is not None and inode.data.layers else None
+    data = inode.data if inode.data is not None and inode.data.frozen and inode.data.layers else None
     patched = 0
 
     def fill(start: int, view: memoryview, known: bool) -> bool:
