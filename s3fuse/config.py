@@ -130,6 +130,10 @@ class MountConfig:
     attr_ttl_s: float = 1.0
     drain_timeout_s: float = 300.0
     read_only: bool = False
+    suid: bool = False
+    dev: bool = False
+    exec: bool = True
+    noatime: bool = False
     uid: int = 0
     gid: int = 0
     file_mode: int = 0o644
@@ -172,6 +176,17 @@ class MountConfig:
     def _at_least(option: str, value: int, least: int, text: str) -> None:
         if value < least:
             raise usage(option, str(value), f"at least {text}")
+
+    def mount_flags(self) -> tuple[str, ...]:
+        """The flags of the kernel's mount, by their names in fstab."""
+        wanted = {
+            "ro": self.read_only,
+            "nosuid": not self.suid,
+            "nodev": not self.dev,
+            "noexec": not self.exec,
+            "noatime": self.noatime,
+        }
+        return tuple(flag for flag, is_wanted in wanted.items() if is_wanted)
 
     def cache_path(self, endpoint: str) -> Path:
         """The cache directory: the one asked for, or one that belongs to this endpoint, bucket and prefix alone."""

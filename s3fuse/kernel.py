@@ -19,13 +19,23 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from s3fuse.errors import UserError
+from s3fuse.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
 
 FSTYPE = "fuse.s3fuse"
 _libc = ctypes.CDLL(None, use_errno=True)
-MS_RDONLY = 1
 MNT_DETACH = 2
+#: What a mount keeps from the bucket, whose metadata anybody may have written who may write objects: root's rights by
+#: set-uid files or file capabilities, and devices of this host.
+SAFE_FLAGS = ("nosuid", "nodev")
+#: Flags of mounts by their names in fstab (<linux/mount.h>).
+_FLAGS = {"ro": 1, "nosuid": 1 << 1, "nodev": 1 << 2, "noexec": 1 << 3, "noatime": 1 << 10}
+_MS_REMOUNT = 1 << 5
+_MS_BIND = 1 << 12
 #: How long a stat of a mountpoint may take before its daemon counts as hung.
 PROBE_S = 3.0
 
@@ -34,7 +44,8 @@ PROBE_S = 3.0
 class MountEntry:
     """One line of /proc/self/mountinfo; `device` is "MAJOR:MINOR", `propagation` such as "shared:1 master:2".
 
-    `number` and `parent` are the kernel's numbers of this mount and of the one that it is mounted on.
+    `number` and `parent` are the kernel's numbers of this mount and of the one that it is mounted on; `flags` are those
+    of the mount, such as "rw", "nosuid".
     """
 
     mountpoint: str
@@ -44,6 +55,7 @@ class MountEntry:
     propagation: str = ""
     number: int = 0
     parent: int = 0
+    flags: tuple[str, ...] = ()
 
 
 def _unescape(text: str) -> str:
@@ -60,7 +72,10 @@ def parse_mountinfo(text: str) -> list[MountEntry]:
         source = _unescape(fields[dash + 2])
         propagation = " ".join(fields[6:dash])
         numbers = int(fields[0]), int(fields[1])
-        entries.append(MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], source, propagation, *numbers))
+        flags = tuple(fields[5].split(","))
+        entries.append(
+            MountEntry(_unescape(fields[4]), fields[2], fields[dash + 1], source, propagation, *numbers, flags)
+        )
     return entries
 
 
@@ -149,10 +164,13 @@ def check_mountpoint(mountpoint: Path, *, nonempty: bool) -> None:
         )
 
 
-def mount(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) -> int:
-    """Mounts and gives the descriptor of the connection (inheritable). Raises UserError."""
+def mount(mountpoint: Path, *, source: str, allow_other: bool, flags: Collection[str] = SAFE_FLAGS) -> int:
+    """Mounts and gives the descriptor of the connection (inheritable).
+
+    `flags` are of fstab's: ro, nosuid, nodev, noexec, noatime. Raises UserError.
+    """
     if os.geteuid() != 0:
-        return _mount_by_helper(mountpoint, source=source, allow_other=allow_other, read_only=read_only)
+        return _mount_by_helper(mountpoint, source=source, allow_other=allow_other, flags=flags)
     try:
         root_mode = stat.S_IFMT(os.stat(mountpoint).st_mode)
     except OSError as error:
@@ -166,9 +184,7 @@ def mount(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) 
     options = f"fd={device},rootmode={root_mode:o},user_id=0,group_id=0,default_permissions,max_read=1048576"
     if allow_other:
         options += ",allow_other"
-    # Devices and suid files work as on a disk: only root gets here, and container images need both.
-    flags = MS_RDONLY if read_only else 0
-    arguments = (source.encode(), os.fsencode(mountpoint), FSTYPE.encode(), flags, options.encode())
+    arguments = (source.encode(), os.fsencode(mountpoint), FSTYPE.encode(), _number(flags), options.encode())
     if _libc.mount(*arguments):
         code = ctypes.get_errno()
         os.close(device)
@@ -178,14 +194,41 @@ def mount(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) 
     return device
 
 
-def _mount_by_helper(mountpoint: Path, *, source: str, allow_other: bool, read_only: bool) -> int:
+def _number(flags: Iterable[str]) -> int:
+    """Flags as mount(2) takes them."""
+    return sum(_FLAGS[flag] for flag in flags)
+
+
+def restrict(mountpoint: Path, device: str, flags: Collection[str]) -> bool:
+    """Gives the mount with this device number flags that it lacks; those that it has stay. False where it has them all.
+
+    Only the mount on this mountpoint: copies of it, which containers have since they were started, keep theirs. Asks
+    nothing of whoever serves the mount. Raises OSError.
+    """
+    entry = mount_entry(mountpoint)
+    if entry is None or entry.device != device or set(flags) <= set(entry.flags):
+        return False
+    number = _number({*flags, *(flag for flag in entry.flags if flag in _FLAGS)})
+    if _libc.mount(None, os.fsencode(mountpoint), None, number | _MS_REMOUNT | _MS_BIND, None):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(mountpoint))
+    return True
+
+
+def _mount_by_helper(mountpoint: Path, *, source: str, allow_other: bool, flags: Collection[str]) -> int:
     """Has fusermount3 mount for a user who may not; it passes the descriptor over a socket (libfuse's protocol)."""
+    if missing := [flag.removeprefix("no") for flag in SAFE_FLAGS if flag not in flags]:
+        raise UserError(
+            f"--{missing[0]} is for root: fusermount3 never lets a user mount with {missing[0]}; leave it out, or "
+            "mount as root",
+            ExitCode.USAGE,
+        )
     helper = shutil.which("fusermount3")
     if helper is None:
         raise UserError("fusermount3 is not installed; install the package fuse3, or mount as root")
     options = ["default_permissions", f"fsname={source.replace(',', '_')}", "subtype=s3fuse", "max_read=1048576"]
     options += ["allow_other"] if allow_other else []
-    options += ["ro"] if read_only else []
+    options += flags
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         done = subprocess.run(

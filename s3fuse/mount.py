@@ -236,14 +236,30 @@ class Mount:
         config, keeping, known = self.config, self.keeping, self.core.known
         if keeping.device is not None:
             self.ending.device_number = known.facts["device"]
+            self._restrict()
             return Connection(keeping.device, bytes.fromhex(keeping.held["init"]), bytes.fromhex(keeping.held["reply"]))
         device = kernel.mount(
-            config.mountpoint, source=self._source(), allow_other=config.allow_other, read_only=config.read_only
+            config.mountpoint, source=self._source(), allow_other=config.allow_other, flags=config.mount_flags()
         )
         entry = kernel.mount_entry(config.mountpoint)
         self.ending.device_number = entry.device if entry is not None else ""
         known.note(device=self.ending.device_number, findings=self.session.findings, started_at=self.started_at)
         return Connection(device)
+
+    def _restrict(self) -> None:
+        """An earlier version has mounted without flags that are the default now."""
+        mountpoint = self.config.mountpoint
+        try:
+            if kernel.restrict(mountpoint, self.ending.device_number, self.config.mount_flags()):
+                log.warning(
+                    "set-uid files and devices on %s are no longer honoured, as an earlier version did; containers "
+                    "that run keep what they have until they are started again; to have it so, mount with --suid --dev",
+                    mountpoint,
+                )
+        except OSError as error:
+            log.error(
+                "%s cannot be made nosuid,nodev (%s); unmount and mount again to have it so", mountpoint, error.strerror
+            )
 
     def _detach(self) -> None:
         kernel.detach(self.config.mountpoint, self.ending.device_number)

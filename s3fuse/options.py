@@ -98,8 +98,22 @@ def grouped(heading: str) -> Callable[..., Callable[[Any], Any]]:
 
 # -- fstab's form
 
-#: What mount(8) passes on from fstab, or leaves in it for itself.
-_MOUNT_WORDS = ("ro", "rw", "auto", "noauto", "user", "nofail", "-netdev", "defaults", "dev", "suid", "exec")
+#: Words that mount(8) passes on from fstab, or leaves in it for itself.
+_MOUNT_WORDS = ("rw", "auto", "noauto", "nouser", "nofail", "-netdev", "defaults", "nodiratime", "comment")
+#: Those that ask something of us. As for mount(8), one that lets users mount takes rights, unless a later word gives
+#: them.
+_MEANT: dict[str, dict[str, Any]] = {
+    "ro": {"read_only": True},
+    "atime": {"noatime": False},
+    "user": {"suid": False, "dev": False, "exec": False},
+    "users": {"suid": False, "dev": False, "exec": False},
+    "owner": {"suid": False, "dev": False},
+    "group": {"suid": False, "dev": False},
+}
+#: What they begin with where they are for other programs, such as systemd.
+_FOR_OTHERS = ("x-", "X-")
+#: Those that may have a value.
+_WITH_VALUE = ("comment", "user")
 
 
 def from_fstab(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> None:
@@ -119,9 +133,10 @@ def parse_fstab(ctx: click.Context, command: click.Command, values: tuple[str, .
     for word in (word for value in values for word in value.split(",") if word):
         name, has_value, value = word.partition("=")
         name = name.replace("_", "-")
-        if not has_value and name in _MOUNT_WORDS:
-            if name == "ro":
-                given["read_only"] = True
+        if name.startswith(_FOR_OTHERS):
+            continue
+        if name in (*_MOUNT_WORDS, *_MEANT) and (not has_value or name in _WITH_VALUE):
+            given |= _MEANT.get(name, {})
             continue
         option, turned_on = known.get(name, (None, True))
         if option is None or option.name is None:

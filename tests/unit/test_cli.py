@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from s3fuse import cli, control, kernel
+from s3fuse import cli, config, control, kernel
 from s3fuse.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def dead_mount(tmp_path: Path) -> Iterator[Path]:
     """A mount whose daemon is gone."""
     path = tmp_path / "dead"
     path.mkdir()
-    os.close(kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True))
+    os.close(kernel.mount(path, source="s3fuse#test", allow_other=False, flags=("ro",)))
     yield path
     with suppress(OSError):
         kernel.unmount(path, lazy=True)
@@ -178,6 +178,35 @@ def test_the_same_in_fstab_form(mount: Callable[..., MountConfig], tmp_path: Pat
     config = mount("bucket", str(tmp_path), "-o", ",".join(words[:8]), "-o", ",".join(words[8:]))
     assert {name: getattr(config, name) for name in EXPECTED} == EXPECTED
     assert not config.allow_other
+
+
+@pytest.mark.parametrize(
+    ("words", "flags"),
+    [
+        ("defaults", {"nosuid", "nodev"}),
+        ("nosuid,nodev,noexec,noatime,nouser,_netdev,nofail,x-a,x-b.c=d,X-mount.mkdir", "nosuid nodev noexec noatime"),
+        ("relatime", {"nosuid", "nodev"}),
+        ("noatime,relatime,noexec,exec", {"nosuid", "nodev"}),
+        ("noatime,atime,nodiratime,auto,noauto,rw,comment=any", {"nosuid", "nodev"}),
+        ("suid,dev", set()),
+        ("suid,nosuid,nodev,dev", {"nosuid"}),
+        ("suid,dev,user", {"nosuid", "nodev", "noexec"}),
+        ("users,exec,suid,ro", {"ro", "nodev"}),
+        ("suid,dev,user=somebody", {"nosuid", "nodev", "noexec"}),
+        ("suid,dev,owner", {"nosuid", "nodev"}),
+    ],
+)
+def test_the_words_of_mount(
+    mount: Callable[..., MountConfig], tmp_path: Path, words: str, flags: set[str] | str
+) -> None:
+    """The later word holds, as for mount(8)."""
+    wanted = set(flags.split()) if isinstance(flags, str) else flags
+    assert set(mount("bucket", str(tmp_path), "-o", words).mount_flags()) == wanted
+
+
+def test_an_older_versions_options_are_safe() -> None:
+    """It did not write down what it did not know."""
+    assert config.from_json({"mountpoint": "/m", "bucket": "bucket"}).mount_flags() == kernel.SAFE_FLAGS
 
 
 def test_paths_do_not_depend_on_the_directory(

@@ -41,7 +41,7 @@ def mount(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A mount without a daemon, and its device number."""
     path = tmp_path / "mnt"
     path.mkdir()
-    descriptor = kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True)
+    descriptor = kernel.mount(path, source="s3fuse#test", allow_other=False, flags=("ro",))
     entry = kernel.mount_entry(path)
     assert entry is not None
     yield path, entry.device
@@ -87,7 +87,7 @@ def shared(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     path.mkdir()
     subprocess.run(["mount", "--bind", tmp_path, tmp_path], check=True)
     subprocess.run(["mount", "--make-shared", tmp_path], check=True)
-    descriptor = kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True)
+    descriptor = kernel.mount(path, source="s3fuse#test", allow_other=False, flags=("ro",))
     entry = kernel.mount_entry(path)
     assert entry is not None
     yield path, entry.device
@@ -155,7 +155,7 @@ def test_a_bare_mountpoint_refuses_writes_and_takes_a_mount(tmp_path: Path) -> N
     try:
         with pytest.raises(PermissionError):
             (path / "x").write_text("lost")
-        os.close(kernel.mount(path, source="s3fuse#test", allow_other=False, read_only=True))
+        os.close(kernel.mount(path, source="s3fuse#test", allow_other=False, flags=("ro",)))
         kernel.unmount(path, lazy=True)
     finally:
         assert refuse_writes(path, on=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from s3fuse import kernel
 from tests.fuse.harness import wait_for
 from tests.volume.harness import WAIT_S, Plugin, Refused, container
 
@@ -166,6 +167,25 @@ def test_users_who_are_not_root(plugins: Plugins, bucket: Bucket) -> None:
     status = (plugin.mount("owned") / "also-from-outside").stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1000, 1000, 0o600)
     plugin.unmount("owned")
+
+
+def test_a_volume_makes_nobody_root(plugins: Plugins, bucket: Bucket) -> None:
+    """By default; the container of an image with set-uid programs is given it by name."""
+    plugin = plugins(bucket.server)
+    plugin.create("vol", bucket=bucket.name)
+    plugin.create("trusted", bucket=bucket.name, suid="true", dev="true", exec="false")
+    user = "setpriv --reuid=1000 --regid=1000 --clear-groups"
+    for name, flags in (("vol", {"nosuid", "nodev"}), ("trusted", {"noexec"})):
+        path = plugin.mount(name)
+        entry = kernel.mount_entry(path)
+        assert entry is not None
+        assert {"nosuid", "nodev", "noexec"} & set(entry.flags) == flags
+        if name == "vol":
+            shutil.copy("/usr/bin/id", path / "id")
+            (path / "id").chmod(0o4755)
+            with container(path, plugin.folder / "data") as box:
+                assert box.run(f"{user} ./id -u").split() == ["1000"]
+        plugin.unmount(name)
 
 
 def test_a_name_leads_to_the_same_data_on_every_node(plugins: Plugins, bucket: Bucket) -> None:

@@ -1,0 +1,160 @@
+"""What a mount gives nobody: root's rights by set-uid files and file capabilities, devices of the host (T92)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from s3fuse import attrs, kernel
+from tests.fuse.harness import S3FUSE, free_environment, run
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.fuse.harness import Bucket, Mount, Mounts
+    from tests.servers import Server
+
+NOBODY = 65534
+#: `cap_dac_read_search=ep`, as setcap(8) writes it.
+MAY_READ_ALL = bytes.fromhex("0100000204000000000000000000000000000000")
+
+
+def plant(bucket: Bucket) -> None:
+    """What somebody may upload who has the right to write objects, and nothing else."""
+    at_ns = 10**18
+
+    def put(name: str, mode: int, data: bytes = b"", *, rdev: int = 0, xattrs: dict[str, bytes] | None = None) -> None:
+        attributes = attrs.Attributes(mode, 0, 0, at_ns, at_ns, at_ns, rdev, xattrs or {}, None)
+        bucket.put(name, data, dict(attrs.encode(attributes, {})))
+
+    put("su", stat.S_IFREG | 0o4755, Path("/usr/bin/id").read_bytes())
+    put("reads", stat.S_IFREG | 0o755, Path("/bin/cat").read_bytes(), xattrs={"security.capability": MAY_READ_ALL})
+    put("full", stat.S_IFCHR | 0o666, rdev=os.makedev(1, 7))
+
+
+class Given:
+    """What nobody gets from the mount."""
+
+    def __init__(self, mount: Mount, secret: Path) -> None:
+        self.flags = set(run("findmnt", "-no", "OPTIONS", mount.path).stdout.strip().split(","))
+        self.root = self._run(mount, "./su", "-u") == "0"
+        self.secret = self._run(mount, "./reads", str(secret)) == "secret"
+        self.device = self._opens(mount.path / "full")
+
+    def _run(self, mount: Mount, *words: str) -> str | None:
+        """None where it may not be run."""
+        try:
+            done = subprocess.run(
+                words, cwd=mount.path, user=NOBODY, group=NOBODY, extra_groups=[], capture_output=True, text=True
+            )
+        except PermissionError:
+            return None
+        return done.stdout.strip()
+
+    def _opens(self, path: Path) -> bool:
+        try:
+            os.close(os.open(path, os.O_RDONLY))
+        except PermissionError:
+            return False
+        return True
+
+    @property
+    def all(self) -> tuple[bool, bool, bool]:
+        return self.root, self.secret, self.device
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    path = tmp_path / "secret"
+    path.write_text("secret\n")
+    path.chmod(0o600)
+    return path
+
+
+NONE = (False, False, False)
+FROM_FSTAB = "nosuid,nodev,noexec,noatime,nouser,_netdev,nofail,x-systemd.automount,x-systemd.requires=a.service"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("options", "given", "flags"),
+    [
+        ((), NONE, {"nosuid", "nodev", "relatime"}),
+        (("-o", FROM_FSTAB), NONE, {"nosuid", "nodev", "noexec", "noatime"}),
+        (("-o", "suid,dev,relatime,user"), NONE, {"nosuid", "nodev", "noexec", "relatime"}),
+        (("--suid",), (True, True, False), {"nodev", "relatime"}),
+        (("--dev", "--read-only"), (False, False, True), {"ro", "nosuid", "relatime"}),
+        (("-o", "user,exec,dev,suid"), (True, True, True), {"relatime"}),
+    ],
+)
+def test_root_is_given_by_name_only(
+    minio_server: Server,
+    mounts: Mounts,
+    buckets: Callable[..., Bucket],
+    secret: Path,
+    options: tuple[str, ...],
+    given: tuple[bool, bool, bool],
+    flags: set[str],
+) -> None:
+    bucket = buckets(minio_server)
+    plant(bucket)
+    found = Given(mounts.new(minio_server, *options, bucket=bucket.name), secret)
+    assert found.all == given
+    known = {"ro", "nosuid", "nodev", "noexec", "noatime", "relatime"}
+    assert found.flags & known == flags
+
+
+@pytest.mark.timeout(120)
+def test_it_stays_so_in_other_processes_of_the_mount(
+    minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket], secret: Path
+) -> None:
+    """After a kill, a restart, and a restart of a mount that a version has made which did not know better."""
+    bucket = buckets(minio_server)
+    plant(bucket)
+    mount = mounts.new(minio_server, bucket=bucket.name)
+
+    def restart() -> None:
+        run(S3FUSE, "restart", mount.path, env=free_environment())
+
+    mount.allowed.append("the worker died: killed by SIGKILL")
+    os.kill(mount.worker_pid, signal.SIGKILL)
+    assert Given(mount, secret).all == NONE
+    restart()
+    assert Given(mount, secret).all == NONE
+
+    run("mount", "-o", "remount,bind,suid,dev,noexec,noatime", mount.path)
+    assert Given(mount, secret).flags.isdisjoint({"nosuid", "nodev"})
+    mount.allowed.append("are no longer honoured, as an earlier version did")
+    restart()
+    found = Given(mount, secret)
+    assert found.all == NONE
+    assert {"nosuid", "nodev", "noexec", "noatime"} <= found.flags, "what it had stays"
+    assert mount.log_text().count("no longer honoured") == 1
+    restart()
+    assert mount.log_text().count("no longer honoured") == 1
+
+
+def test_flags_are_of_the_mount_that_is_meant(tmp_path: Path) -> None:
+    """Another one that covers it is left alone."""
+    descriptor = kernel.mount(tmp_path, source="s3fuse#test", allow_other=False, flags=())
+    try:
+        entry = kernel.mount_entry(tmp_path)
+        assert entry is not None
+        run("mount", "-t", "tmpfs", "-o", "suid", "tmpfs", tmp_path)
+        assert not kernel.restrict(tmp_path, entry.device, kernel.SAFE_FLAGS)
+        run("umount", tmp_path)
+        assert kernel.restrict(tmp_path, entry.device, kernel.SAFE_FLAGS)
+        assert not kernel.restrict(tmp_path, entry.device, kernel.SAFE_FLAGS)
+        now = kernel.mount_entry(tmp_path)
+        assert now is not None
+        assert set(kernel.SAFE_FLAGS) <= set(now.flags)
+    finally:
+        os.close(descriptor)
+        while kernel.mount_entry(tmp_path) is not None:
+            kernel.unmount(tmp_path, lazy=True)
