@@ -20,6 +20,7 @@ from s3fuse.namespace.recovery import lost_folders
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from s3fuse.coherence.renewal import Renewal
     from s3fuse.config import MountConfig
     from s3fuse.control import Handler, Progress
     from s3fuse.ending import Ending
@@ -47,6 +48,7 @@ class Answers:
     ending: Ending
     started_at: float  # as `time.time()`
     recovered: int  # how many files the journal had at the start
+    lease: Renewal | None = None
     replacing: Replacing | None = None  # None where only what was left is uploaded
     pause_s: float | None = None  # how long nobody has served the mount before this process did
     can_resend: bool = False  # whether the kernel sends its requests again after this process's death
@@ -179,6 +181,7 @@ class Answers:
             "last_error": core.syncer.last_error,
             "conflicts": list(core.syncer.conflicts.resolved),
             "hidden_keys": sum(core.directories.hidden.values()),
+            "lease": None if self.lease is None else {"key": self.lease.key, "problem": self.lease.problem},
             "cache": {
                 "directory": str(self.cache_directory),
                 "ephemeral": self.config.ephemeral,

@@ -6,6 +6,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+from s3fuse.coherence import renewal
 from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import LOST
 from s3fuse.reading.disk import DiskTier
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 _MOST_RESERVE_BYTES = 1 << 30
 BLOCKS = "blocks"
-_OURS = ("lock", "staging", BLOCKS)
+_OURS = ("lock", "staging", BLOCKS, renewal.FILE, renewal.PART)
 _OURS_BEGIN = (wal.FILE, LOST)
 
 

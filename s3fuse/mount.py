@@ -21,7 +21,9 @@ import trio
 from s3fuse import attrs, credentials, kernel, starting, waits
 from s3fuse.answers import Answers
 from s3fuse.cachedir import disk_tier, reserve_bytes
+from s3fuse.coherence.renewal import Renewal, identity
 from s3fuse.ending import Ending
+from s3fuse.errors import ExitCode
 from s3fuse.fuse.adapter import Adapter
 from s3fuse.fuse.connection import Connection
 from s3fuse.fuse.signals import thread_is_signalled
@@ -46,7 +48,6 @@ from s3fuse.writing.staging import Staging
 
 if TYPE_CHECKING:
     from s3fuse.config import MountConfig
-    from s3fuse.errors import ExitCode
     from s3fuse.store.base import Capabilities
     from s3fuse.writing.journal import Journal
 
@@ -86,8 +87,18 @@ async def _serve(config: MountConfig, keeping: Keeping) -> ExitCode | None:
         try:
             gc.disable()  # it would look at all inodes again and again while they are made
             session = await starting.session(config, keeping, store, journal, where.endpoint)
+            lease = Renewal(
+                store,
+                config.prefix,
+                identity(None if config.ephemeral else journal.directory),
+                config.mountpoint,
+                read_only=config.read_only,
+            )
+            if not keeping.is_successor:
+                await lease.begin()
             async with trio.open_nursery() as nursery:
-                mount = Mount(config, where.endpoint, store, store.capabilities, journal, nursery, keeping, session)
+                can = store.capabilities
+                mount = Mount(config, where.endpoint, store, can, journal, nursery, keeping, session, lease)
                 gc.enable()
                 code = await mount.run()
                 nursery.cancel_scope.cancel()
@@ -111,6 +122,7 @@ class Mount:
     nursery: trio.Nursery
     keeping: Keeping = field(default_factory=Keeping)
     session: Session = field(default_factory=Session)
+    lease: Renewal | None = None  # None: other nodes are not told of this mount
     started_at: float = field(default_factory=time.time)
     _is_up: bool = False
 
@@ -161,6 +173,7 @@ class Mount:
             self.ending,
             self.started_at,
             recovered,
+            self.lease,
         )
 
     async def run(self) -> ExitCode | None:
@@ -189,6 +202,8 @@ class Mount:
         except BaseException:
             if not self._can_go_on(connection):
                 self._detach()
+            if self.lease is not None and not self._is_up:
+                await self.lease.end()
             raise
         if handed_over:
             self.core.known.leave()
@@ -274,6 +289,8 @@ class Mount:
         core, start = self.core, self.nursery.start_soon
         start(core.syncer.run)
         start(self.store.health.watch, self.store.ping)
+        if self.lease is not None:
+            start(self.lease.run)
         if core.blocks.disk is not None:
             start(core.blocks.disk.run)
         start(keep_up, core.changes, core.staging, core.syncer.uploads)
@@ -313,6 +330,8 @@ class Mount:
             if self.core.blocks.disk is not None:
                 await self.core.blocks.disk.settle()
             await self.answers.ended.wait()
+        if self.lease is not None and code is ExitCode.DONE:  # else what waits here is still about this place
+            await self.lease.end()
         return code
 
     def _what_becomes_of_it(self) -> str:

@@ -31,6 +31,7 @@ import urllib3
 from minio import Minio
 
 from s3fuse import control, kernel
+from s3fuse.coherence.leases import is_lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -135,10 +136,21 @@ class Bucket:
         self.client.remove_object(self.name, key)
 
     def keys(self, prefix: str = "") -> set[str]:
-        """All keys, on SeaweedFS without what s3fuse keeps of directories: their markers have no metadata there."""
-        found = self.client.list_objects(self.name, prefix=prefix, recursive=True)
+        """All keys but the leases of mounts; on SeaweedFS without what s3fuse keeps of directories.
+
+        Their markers have no metadata there.
+        """
         hidden = ".s3fuse/directories/" if self.server.kind == "seaweedfs" else "\0"
-        return {item.object_name for item in found if item.object_name and not item.object_name.startswith(hidden)}
+        return {key for key in self.every_key(prefix) if not key.startswith(hidden) and not is_lease(key)}
+
+    def every_key(self, prefix: str = "") -> set[str]:
+        """All keys."""
+        found = self.client.list_objects(self.name, prefix=prefix, recursive=True)
+        return {item.object_name for item in found if item.object_name}
+
+    def leases(self, prefix: str = "") -> set[str]:
+        """The keys of leases."""
+        return {key for key in self.every_key(prefix) if is_lease(key)}
 
     def each(self, work: Callable[[T], R], items: Sequence[T], threads: int = 8) -> list[R]:
         with ThreadPoolExecutor(threads) as pool:

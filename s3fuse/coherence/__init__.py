@@ -1,0 +1,1 @@
+"""What nodes that share a bucket let each other know."""

@@ -1,0 +1,125 @@
+"""The lease of one mount: written before the mount is there, renewed while it is, and taken away at its end."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from s3fuse.coherence import leases
+from s3fuse.errors import AccessDenied, ExitCode, NeedsCredentials, StoreError, UserError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from s3fuse.store.base import Store
+
+log = logging.getLogger(__name__)
+
+#: The file of a cache directory with the name of its mount's lease.
+FILE = "lease"
+PART = f"{FILE}.part"
+#: When a renewal that failed is tried again.
+RETRY_S = 30.0
+#: How long the end of a mount waits for its lease to be taken away; else it expires.
+END_S = 5.0
+
+
+def identity(directory: Path | None) -> str:
+    """The name of the lease of whoever mounts with this cache directory: the next mount goes on with it.
+
+    A new one where there is no directory, or its file is missing or cannot be read or written.
+    """
+    new = secrets.token_hex(16)
+    if directory is None:
+        return new
+    try:
+        if (found := read_identity(directory)) is not None:
+            return found
+        part = directory / PART
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(new)
+        part.replace(directory / FILE)
+    except OSError as error:
+        log.info("the name of the lease is not kept in %s: %s", directory, error.strerror)
+    return new
+
+
+def read_identity(directory: Path) -> str | None:
+    """The name that `identity` has put into a cache directory; None where there is none. Raises OSError."""
+    try:
+        text = (directory / FILE).read_bytes()[:64].decode("ascii", "replace").strip()
+    except FileNotFoundError:
+        return None
+    return text if len(text) == 32 and text.isalnum() else None
+
+
+class Renewal:
+    """Keeps the lease of a mount of `prefix`. Where the keys may not write, or the mount is read-only, there is none.
+
+    A failed renewal is no failure of the mount: it is told in `status` and tried again.
+    """
+
+    def __init__(self, store: Store, prefix: str, name: str, mountpoint: Path, *, read_only: bool) -> None:
+        self.key = None if read_only else leases.lease_key(prefix, name)
+        self.problem = "a read-only mount has none" if read_only else ""
+        self._store = store
+        self._prefix = prefix
+        self._mountpoint = str(mountpoint)
+        self._pause_s = 0.0
+        self._written = False
+
+    async def begin(self) -> None:
+        """Writes the lease, before there is a mount. Raises UserError while somebody deletes what is there."""
+        if self.key is None:
+            return
+        try:
+            now_ns = await self._renew()
+            purges = await leases.purges_above(self._store, self._prefix, now_ns)
+            await leases.forget_expired(self._store, self._prefix, now_ns)
+        except StoreError as error:
+            self._failed(error)
+            return
+        if purges:
+            await self.end()
+            raise UserError(
+                f"node {purges[0].host} is deleting what is here, for a volume that was removed there with purge; "
+                f"try again when it is done (it was heard of {purges[0].age_s(now_ns):.0f} s ago)",
+                ExitCode.REFUSED,
+            )
+
+    async def run(self) -> None:
+        """Renews the lease until cancelled; at once where `begin` did not write it, as an earlier process has."""
+        while self.key is not None:
+            await trio.sleep(self._pause_s)
+            try:
+                await self._renew()
+            except StoreError as error:
+                self._failed(error)
+
+    async def end(self) -> None:
+        """Takes the lease away, as far as that is possible within `END_S`; else it expires."""
+        if self.key is None or not self._store.health.up:
+            return
+        with trio.move_on_after(END_S, shield=True):
+            try:
+                await leases.remove(self._store, [self.key])
+            except StoreError as error:
+                log.info("the lease %s stays until it expires: %s", self.key, error)
+
+    async def _renew(self) -> int:
+        assert self.key is not None
+        now_ns = await leases.write(self._store, self.key, socket.gethostname(), self._mountpoint)
+        self._written, self.problem, self._pause_s = True, "", leases.RENEW_S
+        return now_ns
+
+    def _failed(self, error: StoreError) -> None:
+        if self.problem != str(error):
+            log.info("other nodes may not learn that this place is in use: %s", error)
+        self.problem, self._pause_s = str(error), RETRY_S
+        if isinstance(error, AccessDenied) and not isinstance(error, NeedsCredentials) and not self._written:
+            self.key = None  # keys that may only read: asking again would show in `status` as a fault
