@@ -42,7 +42,9 @@ _SECOND_NS: Final = 10**9
 _MIN_NS: Final = -(1 << 63)
 _MAX_NS: Final = (1 << 63) - 1
 _MAX_ID: Final = (1 << 32) - 2  # (uid_t)-1 means "no change" to chown(2)
-_MAX_RDEV: Final = (1 << 64) - 1
+_MAX_RDEV: Final = (1 << 32) - 1  # what FUSE has for it
+#: Further away than any filesystem's times: no time at all.
+_MAX_SECONDS: Final = 1 << 63
 _FILE_TYPES: Final = frozenset(
     {stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK}
 )
@@ -86,14 +88,20 @@ class Defaults:
     dir_mode: int
 
 
+def clamp_ns(time_ns: int) -> int:
+    """The nearest time that is kept: 64 bits of ns hold the years 1677 to 2262."""
+    return max(_MIN_NS, min(_MAX_NS, time_ns))
+
+
 def decode(
     metadata: Mapping[str, str] | None, *, is_directory: bool, modified_ns: int, defaults: Defaults
 ) -> Attributes:
     """The attributes that an object's user metadata gives; each one that is absent or garbage has its default.
 
     Never raises. `is_directory` is decided by the key: no metadata makes a directory a file or a file a directory.
-    atime and ctime default to mtime, mtime to `modified_ns`, the object's Last-Modified.
+    atime and ctime default to mtime, mtime to `modified_ns`, the object's Last-Modified. Times are as `clamp_ns` gives.
     """
+    modified_ns = clamp_ns(modified_ns)
     if not metadata:
         mode = stat.S_IFDIR | defaults.dir_mode if is_directory else stat.S_IFREG | defaults.file_mode
         return Attributes(mode, defaults.uid, defaults.gid, modified_ns, modified_ns, modified_ns)
@@ -196,11 +204,13 @@ def _mode(text: str | None, is_directory: bool, defaults: Defaults) -> int:
 
 
 def _time(text: str | None) -> int | None:
-    """ns since the epoch, None where there is no such time."""
+    """ns since the epoch, clamped; None where there is no such time."""
     if text is None:
         return None
     seconds, dot, fraction = text.partition(".")
     try:
+        if not -_MAX_SECONDS <= int(seconds) < _MAX_SECONDS:
+            return None
         ns = int(seconds) * _SECOND_NS
         if dot:
             below = int(fraction[:9].ljust(9, "0")) if fraction.isdecimal() else 0
@@ -208,7 +218,7 @@ def _time(text: str | None) -> int | None:
             ns += -below if seconds[0] == "-" and (len(fraction) < 9 or int(seconds) == 0) else below
     except ValueError:
         return _rfc3339(text)
-    return ns if _MIN_NS <= ns <= _MAX_NS else None
+    return clamp_ns(ns)
 
 
 def _rfc3339(text: str) -> int | None:
@@ -220,8 +230,7 @@ def _rfc3339(text: str) -> int | None:
         since = datetime.fromisoformat(date.upper() + (zone or "Z").upper()) - _EPOCH
     except (ValueError, OverflowError):
         return None
-    ns = (since.days * 86400 + since.seconds) * _SECOND_NS + int((fraction or "").ljust(9, "0"))
-    return ns if _MIN_NS <= ns <= _MAX_NS else None
+    return clamp_ns((since.days * 86400 + since.seconds) * _SECOND_NS + int((fraction or "").ljust(9, "0")))
 
 
 def _format_time(time_ns: int) -> str:

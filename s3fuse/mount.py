@@ -130,7 +130,7 @@ class Mount:
         config = self.config
         defaults = attrs.Defaults(config.uid, config.gid, config.file_mode, config.dir_mode)
         root = attrs.decode(None, is_directory=True, modified_ns=time.time_ns(), defaults=defaults)
-        inodes = Inodes(config.prefix, root)
+        inodes = Inodes(config.prefix, root, self.journal.undo)
         inodes.root.attributes_known = False
         earlier = self.session.earlier
         known = Known(inodes, self.journal, self.session.path, earlier)

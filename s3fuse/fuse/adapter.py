@@ -64,6 +64,15 @@ class Adapter(pyfuse3.Operations):
         self.known.handle_given(inode, Opened(handle, inode.number, ctx.pid, flags, writes))
         return handle
 
+    def _give(self, handle: int, inode: Inode, flags: int, ctx: RequestContext, *, writes: bool) -> None:
+        """`_opened` for a file; where that fails nobody has it open."""
+        try:
+            self._opened(handle, inode, flags, ctx, writes=writes)
+        except BaseException:
+            self._openers.pop(handle, None)
+            self.files.release(handle)
+            raise
+
     def threads(self, fh: int) -> Iterable[int]:
         """The threads that a request on this handle may be for: those of the process that opened it."""
         return process_threads(self._openers[fh][1]) if fh in self._openers else ()
@@ -98,8 +107,12 @@ class Adapter(pyfuse3.Operations):
     def _known(self, inode: Inode) -> EntryAttributes:
         """The entry of an inode whose number the kernel gets with this answer."""
         inode.lookups += 1
-        self.known.counted(inode)
-        return self._entry(inode)
+        try:
+            self.known.counted(inode)
+            return self._entry(inode)
+        except BaseException:  # it gets an error instead
+            inode.lookups -= 1
+            raise
 
     async def _made(self, number: int, parent: int, name: bytes) -> Inode:
         """The inode that an earlier process made for a request and did not tell of."""
@@ -137,7 +150,8 @@ class Adapter(pyfuse3.Operations):
             inode = await self._made(done, parent_inode, name)
             handle = next((at for at, opened in self.files.handles.items() if opened.inode is inode), None)
         if handle is None:
-            handle = self._opened(self.files.open_known(inode, writes=True), inode, flags, ctx, writes=True)
+            handle = self.files.open_known(inode, writes=True)
+            self._give(handle, inode, flags, ctx, writes=True)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True), self._new(inode)
 
     @answers
@@ -258,7 +272,7 @@ class Adapter(pyfuse3.Operations):
         if handle is None:
             node = self.inodes[inode]
             handle = await self.files.open(node, flags)
-            self._opened(handle, node, flags, ctx, writes=self.files.handles[handle].writes)
+            self._give(handle, node, flags, ctx, writes=self.files.handles[handle].writes)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
 
     @answers

@@ -3,7 +3,7 @@
 An inode is dirty while `version` and `synced_version` differ. A change is sent once no other has come for
 `QUIET_S`, at the latest after `SETTLE_S`: so a temporary file that is written, renamed and given its times is one
 upload, and a burst of small files is taken in at local speed before uploads compete with it. Nothing here awaits: a
-change is whole in memory and in the journal before anybody else runs.
+change is whole in memory and in the journal before anybody else runs. In a transaction that fails it is in neither.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import stat
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -49,6 +50,7 @@ class Changes:
         self.inodes = inodes
         self._session = secrets.token_hex(6)
         self.journal = journal
+        self.undo = inodes.undo
         self.late = Lateness(journal)
         self.dirty: dict[int, Inode] = {}
         #: What `syncer` is bringing to the bucket at this moment, with the keys that it holds for that.
@@ -63,10 +65,12 @@ class Changes:
 
     def record(self, inode: Inode) -> None:
         """Journals the inode as it is now and counts it as changed."""
-        inode.version += 1
+        self.inodes.keep(inode)
         inode.token = inode.token or f"{self._session}.{inode.number}"
-        self.dirty[inode.number] = inode
         self.journal.put_node(self.row(inode))
+        inode.version += 1
+        self.undo.item(self.dirty, inode.number)
+        self.dirty[inode.number] = inode
 
     def changed(self, inode: Inode) -> None:
         """`record`, and send it when things have settled; a file that somebody writes is sent when it is closed."""
@@ -76,6 +80,7 @@ class Changes:
 
     def removed(self, inode: Inode) -> None:
         """The name is gone: what is staged is dropped once nobody has it open, and the object is deleted."""
+        self.inodes.keep(inode)
         key = self.inodes.object_key(inode)
         if inode.listing is not None and inode.remote is None and not inode.listing.is_ours_alone:
             # Some servers keep a prefix that was never made as a directory: deleting its marker ends it.
@@ -120,6 +125,7 @@ class Changes:
         Not where the inode's own object is: bytes of the file may be there only.
         """
         if inode.maybe_at is not None and (inode.remote is None or inode.remote.key != inode.maybe_at):
+            self.inodes.keep(inode)
             self.orphan(ObjectInfo(inode.maybe_at, 0, "", 0, {TOKEN: ",".join(tokens(inode))}, {}))
             inode.maybe_at = None
 
@@ -149,6 +155,7 @@ class Changes:
         before = self.inodes.displaced.get(remote.key)
         if before is None or before.linked or before.remote is None or before.number in self.in_flight:
             return False
+        self.inodes.keep(before)
         written = (remote.metadata or {})[TOKEN]
         if before.remote.etag:
             before.token = ",".join(filter(None, (before.token, written)))
@@ -187,6 +194,7 @@ class Changes:
     def _enter(self, inode: Inode, due: float) -> int:
         """The order number of a new entry of the queue, which makes an earlier one of the inode void."""
         order = next(self._order)
+        self.undo.item(self._entry, inode.number)  # a later entry that does not count any more is skipped
         self._entry[inode.number] = (order, due)
         return order
 
@@ -223,6 +231,8 @@ class Changes:
 
     def synced(self, inode: Inode, version: int) -> None:
         """The bucket has the inode as it was at `version`; call it in the transaction that records this."""
+        self.inodes.keep(inode)
+        self.undo.item(self.dirty, inode.number)
         inode.synced_version = version
         inode.synced_at = time.monotonic()
         inode.error = None
@@ -252,6 +262,9 @@ class Changes:
         self._notify(inode)
 
     def _notify(self, inode: Inode) -> None:
+        self.journal.after_commit(partial(self._wake_waiters, inode))
+
+    def _wake_waiters(self, inode: Inode) -> None:
         for event in self._waiters.pop(inode.number, ()):
             event.set()
 

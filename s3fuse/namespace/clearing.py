@@ -191,6 +191,7 @@ class Clearing:
             self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
             raise
         with self.changes.journal.transaction():
+            self.inodes.keep(other)
             self.inodes.displaced.settle(source.key, other)
             other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
             self.inodes.displaced.add(other)

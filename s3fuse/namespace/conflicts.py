@@ -140,6 +140,7 @@ class Conflicts:
         self.inodes.drop_if_unused(inode)
 
     def _forget_remote(self, inode: Inode) -> None:
+        self.inodes.keep(inode)
         if inode.remote is not None:
             self.inodes.displaced.settle(inode.remote.key, inode)
             inode.remote = None

@@ -175,6 +175,7 @@ class Deletes:
 
     def forget(self, inode: Inode) -> None:
         """The unlinked inode's object is gone; call it inside a journal transaction."""
+        self.inodes.keep(inode)
         if inode.remote is not None:
             self.inodes.displaced.settle(inode.remote.key, inode)
             inode.remote = None

@@ -9,6 +9,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from s3fuse.journal.undo import Undo
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -32,25 +34,34 @@ class Displaced(dict[str, "Inode"]):
     Changed by `add` and `settle` only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, undo: Undo | None = None) -> None:
+        self._undo = undo or Undo()
         self._others: dict[str, list[Inode]] = {}
         #: How many keys are below that of a directory.
         self._below: Counter[str] = Counter()
         #: Keys of directories that were removed or renamed here, and when the last object below them had gone.
         self._left: dict[str, float] = {}
 
+    def _keep(self, key: str) -> None:
+        """Has a transaction that fails put back what is known of a key."""
+        if self._undo.is_on:
+            self._undo.item(self, key)
+            self._undo.item(self._others, key)
+            for above in ancestors(key):
+                self._undo.item(self._below, above)
+                self._undo.item(self._left, above)
+
     def add(self, inode: Inode) -> None:
         """Notes where the inode's object is, if it has one."""
         if inode.remote is None:
             return
         key = inode.remote.key
+        self._keep(key)
         before = self.get(key)
         if before is None:
             self._below.update(ancestors(key))
         elif before is not inode:
-            others = self._others.setdefault(key, [])
-            if inode in others:
-                others.remove(inode)
+            others = self._others[key] = [other for other in self._others.get(key, ()) if other is not inode]
             if before.remote is not None and before.remote.etag and not inode.remote.etag:
                 others.append(inode)
                 return
@@ -59,11 +70,12 @@ class Displaced(dict[str, "Inode"]):
 
     def settle(self, key: str, inode: Inode) -> None:
         """The inode's object has left `key`, or `key` has become its place."""
-        others = self._others.get(key, [])
+        self._keep(key)
         if self.get(key) is not inode:
-            if inode in others:
-                others.remove(inode)
+            if inode in self._others.get(key, ()):
+                self._others[key] = [other for other in self._others[key] if other is not inode]
             return
+        others = self._others[key] = list(self._others.get(key, ()))
         while others:
             other = others.pop()
             if other.remote is not None and other.remote.key == key:
@@ -99,6 +111,7 @@ class Displaced(dict[str, "Inode"]):
 
     def leave(self, key: str) -> None:
         """A directory is removed or renamed: what is still below its key is on its way out."""
+        self._undo.item(self._left, key)
         self._left[key] = time.monotonic()
 
     def left_at(self, key: str) -> float | None:
@@ -108,4 +121,5 @@ class Displaced(dict[str, "Inode"]):
 
     def forget_leaving(self, key: str) -> None:
         """Nothing of such a directory is shown any more, or there is another one at its key."""
+        self._undo.item(self._left, key)
         self._left.pop(key, None)

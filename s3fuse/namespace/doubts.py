@@ -59,6 +59,7 @@ def adopt(changes: Changes, inode: Inode, info: ObjectInfo) -> None:
 
     Call it inside a journal transaction.
     """
+    changes.inodes.keep(inode)
     data = inode.data
     if data is not None and data.frozen and data.layers and carries(info, data.tokens[:1]):
         data.commit(info.size_bytes)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import stat
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from cachetools import TTLCache
 
 from s3fuse import keys
 from s3fuse.attrs import Attributes
+from s3fuse.journal.undo import Undo
 from s3fuse.namespace.displaced import Displaced
 
 if TYPE_CHECKING:
@@ -179,14 +181,18 @@ class Inode:
 
 
 class Inodes:
-    """All inodes of one mount; `prefix` ("" or ends with "/") is the key of the root."""
+    """All inodes of one mount; `prefix` ("" or ends with "/") is the key of the root.
 
-    def __init__(self, prefix: str, root: Attributes) -> None:
+    `undo` is the journal's: what a transaction changes here is put back where it fails.
+    """
+
+    def __init__(self, prefix: str, root: Attributes, undo: Undo | None = None) -> None:
+        self.undo = undo or Undo()
         self.prefix = prefix
         self.root = Inode(ROOT, None, "", root)
         self.table: dict[int, Inode] = {ROOT: self.root}
         #: Where the bucket holds an inode whose place in the tree is another one, or none.
-        self.displaced = Displaced()
+        self.displaced = Displaced(self.undo)
         #: The keys that an operation in the bucket holds now, with the inode that it is for.
         self.claimed: dict[str, Inode] = {}
         #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
@@ -214,12 +220,24 @@ class Inodes:
         """The key of the object that holds the inode: its `key`, for a whole bucket's root a reserved one."""
         return self.key(inode) or keys.ROOT_MARKER
 
+    def keep(self, inode: Inode) -> None:
+        """Has a transaction that fails put the inode back as it is now, with what is known of the names in it."""
+        if not self.undo.is_on:
+            return
+        if inode.known is not None:  # the session has its last state
+            self.undo.call(partial(inode.known.changed, inode))
+        self.undo.attributes(inode, Inode.__slots__)
+        if inode.listing is not None:
+            self.undo.attributes(inode.listing, Listing.__slots__)
+
     def add(self, parent: Inode, name: str, attributes: Attributes, number: int | None = None) -> Inode:
         """A new inode under a name that is free. `number` is given back to one that the journal knew."""
         if number is None:
             number = self._next
         self.reserve(number)
         inode = Inode(number, parent, name, attributes)
+        self.undo.item(self.table, number)
+        self.undo.item(parent.children, name)
         self.table[number] = inode
         parent.children[name] = inode
         return inode
@@ -240,12 +258,15 @@ class Inodes:
         self.reserve(number)
         inode = Inode(number, self.root, "", attributes)
         inode.linked = False
+        self.undo.item(self.table, number)
         self.table[number] = inode
         return inode
 
     def unlink(self, inode: Inode) -> None:
         """Takes the inode out of the tree."""
         if inode.linked and inode.parent is not None:
+            self.keep(inode)
+            self.undo.item(inode.parent.children, inode.name)
             del inode.parent.children[inode.name]
             inode.linked = False
             if inode.known is not None:
@@ -258,6 +279,8 @@ class Inodes:
 
     def move(self, inode: Inode, parent: Inode, name: str) -> None:
         """Gives the inode another name, which must be free."""
+        self.keep(inode)
+        self.undo.item(parent.children, name)
         self.unlink(inode)
         inode.parent, inode.name, inode.linked = parent, name, True
         parent.children[name] = inode
@@ -328,10 +351,12 @@ class Inodes:
                 return
             if parent.listing.listed_by:  # it may have begun before this name was in the bucket
                 return
+            self.keep(parent)
             parent.listing.complete = False
             if inode.is_directory:  # it is there: what the bucket shows of it is more than what an earlier one has left
                 self.displaced.forget_leaving(self.key(inode))
             self.unlink(inode)
+        self.undo.item(self.table, inode.number)
         self.table.pop(inode.number, None)
 
     def walk(self, inode: Inode) -> Iterator[Inode]:

@@ -14,6 +14,7 @@ import json
 import logging
 import os
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -214,14 +215,16 @@ class Known:
             return
         self._order += 1
         step = records.Step(self._order, operation, node, number, what)
-        self._append(records.STEP, records.encode_step(step))
-        try:
-            with self.journal.transaction():
-                self.journal.put_step(self._order)
-                yield
-            self.steps[node] = step
-        finally:
-            self._append(records.STEP_END, b"")
+        with self.journal.transaction():
+            self.journal.undo.call(partial(self._append, records.STEP_UNDONE, b""))
+            self.journal.after_commit(partial(self._step_done, step))
+            self._append(records.STEP, records.encode_step(step))
+            self.journal.put_step(self._order)
+            yield
+
+    def _step_done(self, step: records.Step) -> None:
+        self._append(records.STEP_END, b"")
+        self.steps[step.node] = step
 
     def note(self, **facts: Any) -> None:
         """Records facts (JSON) about the mount for whoever comes next."""

@@ -143,8 +143,9 @@ class Merge:
             inode.learned(
                 attrs.decode(info.metadata, is_directory=True, modified_ns=info.modified_ns, defaults=self.defaults)
             )
-            inode.mtime_ns = max(inode.mtime_ns, inode.entries_changed_ns)
-            inode.ctime_ns = max(inode.ctime_ns, inode.entries_changed_ns)
+            if inode.entries_changed_ns:
+                inode.mtime_ns = max(inode.mtime_ns, inode.entries_changed_ns)
+                inode.ctime_ns = max(inode.ctime_ns, inode.entries_changed_ns)
 
     def absent(self, directory: Inode, name: str, started: float) -> None:
         child = directory.children.get(name)

@@ -355,9 +355,10 @@ class Syncer:
     def _arrived(self, inode: Inode, target: Target, etag: str, size: int, version: int) -> None:
         """The bucket has `inode` as of `version` at the target: memory and journal learn it in one step."""
         before = inode.remote
-        inode.maybe_at = None
-        inode.doubtful = False
         with self.changes.journal.transaction():
+            self.inodes.keep(inode)
+            inode.maybe_at = None
+            inode.doubtful = False
             for occupant in self.inodes.displaced.all_at(target.key):
                 if occupant is not inode:
                     self.deletes.forget(occupant)

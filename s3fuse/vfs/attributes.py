@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from s3fuse import attrs, waits
@@ -26,7 +26,7 @@ SERVED_XATTRS = ("user.", "trusted.", "security.")
 
 @dataclass(slots=True)
 class Wanted:
-    """What a setattr asks to change; None = leave."""
+    """What a setattr asks to change; None = leave. Times may be any, and are kept as `attrs.clamp_ns` gives them."""
 
     mode: int | None = None
     uid: int | None = None
@@ -54,20 +54,35 @@ class AttributeOperations:
             raise OSError(errno.EISDIR if inode.is_directory else errno.EINVAL, "cannot be truncated", inode.name)
         if not inode.attributes_known:
             await self.core.directories.refresh(inode)
-        if wanted.size is not None and wanted.size != inode.size:
-            self.files.truncate(inode, wanted.size)
-        before = (inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns)
-        if wanted.mode is not None:
-            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(wanted.mode)
-        inode.uid = inode.uid if wanted.uid is None else wanted.uid
-        inode.gid = inode.gid if wanted.gid is None else wanted.gid
-        inode.atime_ns = inode.atime_ns if wanted.atime_ns is None else wanted.atime_ns
-        if wanted.mtime_ns is not None:
-            inode.mtime_ns, inode.entries_changed_ns = wanted.mtime_ns, 0
-        inode.ctime_ns = time.time_ns() if wanted.ctime_ns is None else wanted.ctime_ns
-        # The kernel sends the times of a written file again at each flush; a ctime alone is not worth a request.
-        if before != (inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns):
+        now = time.time_ns() if wanted.ctime_ns is None else attrs.clamp_ns(wanted.ctime_ns)
+        resized = wanted.size is not None and wanted.size != inode.size
+        if not resized and self._wanted(inode, wanted) == self._values(inode):
+            inode.ctime_ns = now  # sent again by the kernel with each flush; alone it is not worth a request
+            return
+        with self.core.changes.journal.transaction():
+            self.core.inodes.keep(inode)
+            if wanted.size is not None and resized:
+                self.files.truncate(inode, wanted.size)
+            inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns = self._wanted(inode, wanted)
+            if wanted.mtime_ns is not None:
+                inode.entries_changed_ns = 0
+            inode.ctime_ns = now
             self._changed(inode)
+
+    @staticmethod
+    def _values(inode: Inode) -> tuple[int, int, int, int, int]:
+        return inode.mode, inode.uid, inode.gid, inode.atime_ns, inode.mtime_ns
+
+    @staticmethod
+    def _wanted(inode: Inode, wanted: Wanted) -> tuple[int, int, int, int, int]:
+        """The `_values` that the inode is to have."""
+        return (
+            inode.mode if wanted.mode is None else stat.S_IFMT(inode.mode) | stat.S_IMODE(wanted.mode),
+            inode.uid if wanted.uid is None else wanted.uid,
+            inode.gid if wanted.gid is None else wanted.gid,
+            inode.atime_ns if wanted.atime_ns is None else attrs.clamp_ns(wanted.atime_ns),
+            inode.mtime_ns if wanted.mtime_ns is None else attrs.clamp_ns(wanted.mtime_ns),
+        )
 
     def _changed(self, inode: Inode) -> None:
         if inode.linked:
@@ -120,22 +135,19 @@ class AttributeOperations:
         if not text.startswith(SERVED_XATTRS):
             raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), inode.name)
         await self.core.directories.refresh(inode)
-        before = inode.xattrs
-        inode.xattrs = {**before, text: value}
-        try:
-            kept = (inode.remote.metadata if inode.remote is not None else None) or {}
-            attrs.encode(inode.attributes(), {**kept, TOKEN: "x" * 24})
-        except OSError:
-            inode.xattrs = before
-            raise
-        inode.ctime_ns = time.time_ns()
-        with self.core.known.step(operations.SETXATTR, inode.number, name):
+        kept = (inode.remote.metadata if inode.remote is not None else None) or {}
+        xattrs = {**inode.xattrs, text: value}
+        attrs.encode(replace(inode.attributes(), xattrs=xattrs), {**kept, TOKEN: "x" * 24})
+        self._set_xattrs(operations.SETXATTR, inode, name, xattrs)
+
+    def _set_xattrs(self, operation: int, inode: Inode, name: bytes, xattrs: dict[str, bytes]) -> None:
+        with self.core.known.step(operation, inode.number, name):
+            self.core.inodes.keep(inode)
+            inode.xattrs, inode.ctime_ns = xattrs, time.time_ns()
             self._changed(inode)
 
     async def removexattr(self, inode: Inode, name: bytes) -> None:
         self.core.check_changeable()
         await self.getxattr(inode, name)
-        inode.xattrs = {key: value for key, value in inode.xattrs.items() if key != name.decode()}
-        inode.ctime_ns = time.time_ns()
-        with self.core.known.step(operations.REMOVEXATTR, inode.number, name):
-            self._changed(inode)
+        left = {key: value for key, value in inode.xattrs.items() if key != name.decode()}
+        self._set_xattrs(operations.REMOVEXATTR, inode, name, left)

@@ -67,17 +67,17 @@ class Files:
         if flags & os.O_TRUNC:
             try:
                 self.truncate(inode, 0)
-            except OSError:
+            except BaseException:
                 self.release(handle)
                 raise
         return handle
 
     def open_known(self, inode: Inode, writes: bool) -> int:
         """A handle on an inode that needs no look at the bucket."""
-        inode.opens += 1
-        inode.writers += writes
         handle = self._next
         self.restore(handle, inode, writes)
+        inode.opens += 1
+        inode.writers += writes
         return handle
 
     def restore(self, handle: int, inode: Inode, writes: bool) -> None:
@@ -174,10 +174,7 @@ class Files:
                 log.info("bytes that a program wrote to %r could not be taken: %s", inode.name, error)
             raise
         self._refused.discard(inode.number)
-        inode.size = max(inode.size, stop)
-        inode.mtime_ns = inode.ctime_ns = time.time_ns()
-        if inode.linked:
-            self._touch(inode)
+        self._touch(inode, max(inode.size, stop))
         return len(data)
 
     async def _write(self, inode: Inode, offset: int, data: bytes) -> None:
@@ -205,11 +202,17 @@ class Files:
         if size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
         self.core.changes.journal.check_room()
-        self._stage(inode).truncate(size)
+        with self.core.changes.journal.transaction():
+            self.core.inodes.keep(inode)
+            self._stage(inode).truncate(size)
+            self._resize(inode, size)
+            if inode.linked:
+                self.core.changes.changed(inode)
+
+    @staticmethod
+    def _resize(inode: Inode, size: int) -> None:
         inode.size = size
         inode.mtime_ns = inode.ctime_ns = time.time_ns()
-        if inode.linked:
-            self.core.changes.changed(inode)
 
     def _stage(self, inode: Inode) -> DirtyFile:
         if inode.data is None:
@@ -217,11 +220,15 @@ class Files:
             inode.data = DirtyFile(self.core.staging, inode.number, base)
         return inode.data
 
-    def _touch(self, inode: Inode) -> None:
+    def _touch(self, inode: Inode, size: int) -> None:
         """Counts a write as a change; its row is written once per upload, the bytes have rows of their own."""
-        if inode.dirty and inode.number not in self.core.changes.in_flight:
+        if not inode.linked or (inode.dirty and inode.number not in self.core.changes.in_flight):
+            self._resize(inode, size)
             return
-        self.core.changes.changed(inode)
+        with self.core.changes.journal.transaction():
+            self.core.inodes.keep(inode)
+            self._resize(inode, size)
+            self.core.changes.changed(inode)
 
     async def flush(self, number: int) -> None:
         """Every close(2) of a duplicate: waits for the bucket only where the mount says `--close upload`."""

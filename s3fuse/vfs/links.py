@@ -82,7 +82,14 @@ class Links:
         return copy if whole else None
 
     def _like(self, source: Inode, copy: Inode) -> Inode:
-        copy.set_attributes(source.attributes())
-        copy.ctime_ns = time.time_ns()
-        self.core.changes.changed(copy)
+        try:
+            with self.core.changes.journal.transaction():
+                self.core.inodes.keep(copy)
+                copy.set_attributes(source.attributes())
+                copy.ctime_ns = time.time_ns()
+                self.core.changes.changed(copy)
+        except BaseException:
+            if copy.linked:
+                self.names.remove(copy)
+            raise
         return copy

@@ -1,7 +1,8 @@
 """The tree: lookup, readdir, create, mkdir, mknod, symlink, unlink, rmdir, rename.
 
 A change is decided after its last await: names are looked up first, then everything from check to journal row runs
-without a pause, so that two programs never both get a name.
+without a pause, so that two programs never both get a name. All that it changes is one step (`Known.step`): where
+anything of it fails, tree, journal and session are as they were.
 """
 
 from __future__ import annotations
@@ -107,18 +108,16 @@ class Names:
                 inode.listing.complete, inode.listing.valid_until = True, float("inf")
             self._modified(parent)
             self.core.changes.record(inode)
+            if operation != operations.CREATE:  # whoever creates it has it open
+                self.core.changes.settle(inode)
         return inode
 
-    def _settle(self, inode: Inode) -> Inode:
-        self.core.changes.settle(inode)
-        return inode
-
-    @staticmethod
-    def _modified(parent: Inode) -> None:
+    def _modified(self, parent: Inode) -> None:
         """A directory's times move in memory only: each entry made would else be a request for its marker."""
+        self.core.inodes.keep(parent)
         parent.mtime_ns = parent.ctime_ns = parent.entries_changed_ns = time.time_ns()
-        if parent.listing is not None:
-            parent.listing.absent.clear()
+        if parent.listing is not None and parent.listing.absent:
+            parent.listing.absent = {}
 
     async def create(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
         """A new empty regular file, which its creator has open: it is sent when that is closed, never before."""
@@ -127,16 +126,16 @@ class Names:
 
     async def mkdir(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
         text = await self._free_name(parent, name, "/")
-        return self._settle(self._add(operations.MKDIR, parent, text, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid))
+        return self._add(operations.MKDIR, parent, text, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
 
     async def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, uid: int, gid: int) -> Inode:
         """A fifo, socket, device or regular file."""
         text = await self._free_name(parent, name)
-        return self._settle(self._add(operations.MKNOD, parent, text, mode, uid, gid, rdev=rdev))
+        return self._add(operations.MKNOD, parent, text, mode, uid, gid, rdev=rdev)
 
     async def symlink(self, parent: Inode, name: bytes, target: bytes, uid: int, gid: int) -> Inode:
         text = await self._free_name(parent, name)
-        return self._settle(self._add(operations.SYMLINK, parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target))
+        return self._add(operations.SYMLINK, parent, text, stat.S_IFLNK | 0o777, uid, gid, target=target)
 
     async def _child(self, parent: Inode, name: bytes) -> Inode:
         self.core.check_changeable()
@@ -149,7 +148,6 @@ class Names:
         child = await self._child(parent, name)
         if child.is_directory:
             fail(errno.EISDIR, child.name)
-        child.ctime_ns = time.time_ns()
         self.remove(child)
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:
@@ -172,10 +170,12 @@ class Names:
         """Takes a name out of the tree at once; a directory must be empty."""
         parent = child.parent
         assert parent is not None
-        if child.is_directory:
-            self.core.inodes.leave(child)
         operation = operations.RMDIR if child.is_directory else operations.UNLINK
         with self.core.known.step(operation, parent.number, child.name.encode()):
+            if child.is_directory:
+                self.core.inodes.leave(child)
+            self.core.inodes.keep(child)
+            child.ctime_ns = time.time_ns()
             self.core.changes.removed(child)
             self._modified(parent)
             self._keep(parent)
@@ -243,13 +243,14 @@ class Names:
                 fail(errno.ENOTEMPTY, name)
         old_parent = inode.parent
         assert old_parent is not None
-        inode.ctime_ns = time.time_ns()
         what = operations.renaming(inode.name.encode(), parent.number, name.encode())
         with self.core.known.step(operations.RENAME, old_parent.number, what):
             if victim is not None:
                 self.core.changes.removed(victim)
             if inode.is_directory:
                 self.core.inodes.leave(inode)
+            self.core.inodes.keep(inode)
+            inode.ctime_ns = time.time_ns()
             self.core.changes.moved(inode, parent, name)
             self._modified(old_parent)
             self._modified(parent)

@@ -11,8 +11,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from copy import copy
+from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from s3fuse.writing.staging import Staging
 
 log = logging.getLogger(__name__)
+
+#: What says which layers a file has, and where they are.
+_CONTAINERS: Final = ("layers", "tokens", "outdated_tokens", "_slots", "_fds", "_segments", "_unchecked", "_homes")
 
 
 class DirtyFile:
@@ -132,8 +137,9 @@ class DirtyFile:
         without = resolve(self.layers[1:], self.base_bytes, 0, self.size, self.parked.overlay)
         if seen != [piece._replace(source=piece.source + 1) if piece.source >= 0 else piece for piece in without]:
             return False
-        self.outdated_tokens.append(self.tokens[0])
         with self.staging.journal.transaction():
+            self._keep()
+            self.outdated_tokens.append(self.tokens[0])
             self.parked.packs = []
             self._discard(self._pop_oldest())
         self.damaged = ""
@@ -147,10 +153,43 @@ class DirtyFile:
     def staged_bytes(self) -> int:
         return sum(layer.extents.total_bytes for layer in self.layers)
 
+    def _keep(self) -> None:
+        """Has a transaction that fails put back which layers there are. What one holds is for `_keep_layer`."""
+        undo = self.staging.journal.undo
+        if undo.is_on:
+            undo.attributes(self.staging, ("staged_bytes",))
+            undo.attributes(self, ("base_bytes", "damaged", "frozen"))
+            undo.call(partial(self._put_back, [copy(getattr(self, name)) for name in _CONTAINERS]))
+            self.parked.keep(undo)
+
+    def _put_back(self, containers: list[Any]) -> None:
+        taken = self._slots.items() - containers[_CONTAINERS.index("_slots")].items()
+        opened = self._fds.items() - containers[_CONTAINERS.index("_fds")].items()
+        for name, container in zip(_CONTAINERS, containers, strict=True):
+            setattr(self, name, container)
+        for generation, fd in opened:  # a file of a layer that was there before is opened again when it is needed
+            os.close(fd)
+            if not any(layer.generation == generation for layer in self.layers):
+                self.staging.drop_own(self.number, generation)
+        for _, slot in taken:
+            self.staging.give_slot(slot)
+
+    def _keep_layer(self, layer: Layer) -> None:
+        """Has a transaction that fails put back what a layer holds."""
+        undo = self.staging.journal.undo
+        if undo.is_on:
+            before = replace(layer, extents=Extents(layer.extents))
+            undo.call(partial(self._put_layer_back, layer, before, Segments(self._segments[layer.generation])))
+
+    def _put_layer_back(self, layer: Layer, before: Layer, segments: Segments) -> None:
+        layer.extents, layer.below_bytes, layer.size_bytes = before.extents, before.below_bytes, before.size_bytes
+        self._segments[layer.generation] = segments
+
     def _top(self) -> Layer:
         """The layer that takes changes: a new one where there was none, or the only one is frozen."""
         if self.layers and not (self.frozen and len(self.layers) == 1):
             return self.layers[-1]
+        self._keep()
         layer = Layer(self.staging.new_generation(), Extents(), self.size, self.size)
         self.layers.append(layer)
         self.tokens.append(self.staging.new_token())
@@ -195,7 +234,13 @@ class DirtyFile:
         return os.pread(fd, stop - start, base + start)
 
     def truncate(self, size: int) -> None:
-        layer = self._top()
+        """Cuts or grows the file. Raises OSError of the local disk; then it is as before."""
+        with self.staging.journal.transaction():
+            self._truncate(self._top(), size)
+
+    def _truncate(self, layer: Layer, size: int) -> None:
+        self._keep_layer(layer)
+        self._keep()
         generation = layer.generation
         before = layer.extents.total_bytes
         if generation in self._slots and self._segments[generation].has_synced(size):
@@ -217,6 +262,7 @@ class DirtyFile:
 
     def journal_again(self) -> None:
         """Records every layer in a journal that knows nothing of the file."""
+        self._keep()
         for layer in self.layers:
             self._homes[layer.generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
         self.parked.journal_again()
@@ -238,10 +284,9 @@ class DirtyFile:
             if is_synced:
                 sync_files([os.dup(fd)])
                 sync_names(self.staging.directory)
-            if generation in self._homes:
+            home = self._homes.get(generation)
+            if home is not None:
                 self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
-            if is_synced:
-                self.staging.journal.sync()
         except BaseException:
             self._slots[generation] = slot
             if generation in self._fds:
@@ -249,6 +294,20 @@ class DirtyFile:
             self.staging.drop_own(self.number, generation)
             raise
         self._spills += 1
+        self.staging.journal.undo.call(partial(self._unspill, generation, slot, home))
+        self.staging.journal.after_commit(partial(self._leave_slot, slot, is_synced))
+
+    def _unspill(self, generation: int, slot: int, home: int | None) -> None:
+        self._slots[generation] = slot
+        if home is not None:
+            self._homes[generation] = home
+        if generation in self._fds:
+            os.close(self._fds.pop(generation))
+        self.staging.drop_own(self.number, generation)
+
+    def _leave_slot(self, slot: int, is_synced: bool) -> None:
+        if is_synced:
+            self.staging.journal.sync()
         self.staging.give_slot(slot)
 
     def pieces(self, start: int, stop: int, layers: int | None = None) -> list[Piece]:
@@ -271,6 +330,7 @@ class DirtyFile:
 
     def commit(self, size: int) -> None:
         """The frozen layer is in the bucket as `size` bytes: it becomes the base. Call inside a journal transaction."""
+        self._keep()
         self.base_bytes = size
         self.parked.clear()
         self._discard(self._pop_oldest())
@@ -293,12 +353,14 @@ class DirtyFile:
 
     def parked_oldest(self) -> None:
         """All of it is in the bucket: the staged bytes go. Call inside a journal transaction."""
+        self._keep()
         layer = self._pop_oldest()
         self.parked.done(layer)
         self._discard(layer)
 
     def discard(self) -> None:
         """Drops every layer: the file is gone."""
+        self._keep()
         for layer in self.layers:
             self._discard(layer)
         self.layers.clear()

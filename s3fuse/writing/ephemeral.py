@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from s3fuse.journal.undo import Undo
 from s3fuse.writing.database import connect
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.room import KEEP_SIZE, PUNCH_HOLE, fallocate
@@ -30,6 +31,7 @@ class MemoryJournal(Journal):
         self.suspect = ""
         self.lost = ""
         self._boot, self._noted = "", False
+        self.undo = Undo()
         self._after: list[Callable[[], None]] = []
         self._db = connect(Path(":memory:"), self.directory, store)
         with ExitStack() as stack:

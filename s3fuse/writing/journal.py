@@ -267,6 +267,7 @@ class Journal(Transactions):
 
     def put_step(self, order: int) -> None:
         """Records that all steps up to this one are done, those of the transaction it is recorded in among them."""
+        self.undo.attributes(self, ("_done",))
         self._done = order
         self._execute("INSERT OR REPLACE INTO step VALUES (1, ?)", (order,))
 

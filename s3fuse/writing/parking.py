@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from s3fuse.writing.overlay import Overlay, Parked, Range
@@ -10,6 +11,7 @@ from s3fuse.writing.overlay import Overlay, Parked, Range
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from s3fuse.journal.undo import Undo
     from s3fuse.writing.layers import Layer
     from s3fuse.writing.staging import Staging
 
@@ -58,9 +60,19 @@ class ParkedFile:
         self._journal = staging.journal
         self._objects: dict[str, Temporary] = {}
 
+    def keep(self, undo: Undo) -> None:
+        """Has a transaction that fails put back what is known."""
+        undo.call(partial(self._put_back, self.overlay, self.packs, self.sending, dict(self._objects)))
+
+    def _put_back(
+        self, overlay: Overlay | None, packs: list[Pack], sending: bool, objects: dict[str, Temporary]
+    ) -> None:
+        self.overlay, self.packs, self.sending, self._objects = overlay, packs, sending, objects
+
     def begin(self, packs: list[Pack]) -> None:
         """Records the objects before the first of them is sent: a crash leaves none that nobody knows of."""
         with self._journal.transaction():
+            self.keep(self._journal.undo)
             for pack in packs:
                 self._objects[pack.into.key] = pack.into
                 self._journal.put_temporary(self.number, pack.into.key, pack.into.token)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from s3fuse.journal.undo import Undo
 from s3fuse.writing import database, room, wal
 from s3fuse.writing.durable import sync_names, sync_new_directory
 from s3fuse.writing.lock import DirectoryLock
@@ -16,6 +18,8 @@ from s3fuse.writing.wal import FILE
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
+
+log = logging.getLogger(__name__)
 
 PART = "journal.part"
 FAILED = "a statement failed"
@@ -38,6 +42,7 @@ class Transactions:
         self.directory = directory
         self.store = store
         self.suspect = ""
+        self.undo = Undo()
         self._after: list[Callable[[], None]] = []
         with ExitStack() as stack:
             self._lock = stack.enter_context(closing(DirectoryLock(directory)))
@@ -92,29 +97,42 @@ class Transactions:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """All statements inside become visible together or not at all; one inside another is part of it. No awaits."""
-        if self._db.in_transaction:
+        """All statements inside become visible together or not at all; one inside another is part of it. No awaits.
+
+        Where it raises, memory is put back as far as `undo` was told of what changed.
+        """
+        if self.undo.is_on:
             yield
             return
         self._after.clear()
-        self._execute("BEGIN IMMEDIATE")
         try:
+            self.undo.begin()
+            self._execute("BEGIN IMMEDIATE")
             yield
+            self._execute("COMMIT")
         except BaseException:
-            with suppress(sqlite3.DatabaseError):  # the failure may have ended it already
+            with suppress(sqlite3.Error):  # the failure may have ended it already
                 self._db.execute("ROLLBACK")
+            self.undo.run()
             raise
-        self._execute("COMMIT")
-        for call in self._after:
-            call()
-        self._after.clear()
+        self.undo.forget()
+        self._committed()
+
+    def _committed(self) -> None:
+        """Runs what waited for the commit: only cleaning up, and nothing that can make the change fail any more."""
+        calls, self._after = self._after, []
+        for call in calls:
+            try:
+                call()
+            except Exception:
+                log.exception("something is left behind in %s", self.directory)
 
     def after_commit(self, call: Callable[[], None]) -> None:
         """Runs it once what was recorded before is committed: at once where there is no transaction.
 
         For what a crash must not see before the record: bytes that the journal still names are not to go.
         """
-        if self._db.in_transaction:
+        if self.undo.is_on:
             self._after.append(call)
         else:
             call()
