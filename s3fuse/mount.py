@@ -145,10 +145,11 @@ class Mount:
         )
         folder = None if config.ephemeral else self.journal.directory
         staging = MemoryStaging(self.journal) if folder is None else Staging(folder / "staging", self.journal)
-        syncer = Syncer(self.store, inodes, changes, directories, workers=max(2, config.max_requests // 2))
         disk = disk_tier(config, self.journal.directory, lambda: self.core.budget.taken_bytes())
         blocks = BlockCache(self.store, self.nursery, config.memory_bytes, disk)
-        syncer.read_base, syncer.on_version = blocks.copy, partial(carry_over, blocks)
+        workers = max(2, config.max_requests // 2)
+        syncer = Syncer(self.store, inodes, changes, directories, blocks, workers=workers)
+        syncer.on_version = partial(carry_over, blocks)
         budget = Budget(
             config.dirty_size_bytes,
             staging,

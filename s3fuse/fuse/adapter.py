@@ -273,7 +273,8 @@ class Adapter(pyfuse3.Operations):
             node = self.inodes[inode]
             handle = await self.files.open(node, flags)
             self._give(handle, node, flags, ctx, writes=self.files.handles[handle].writes)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+        # What the kernel has cached of an inode stays good, unless others' bytes have come below what was written.
+        return pyfuse3.FileInfo(fh=handle, keep_cache=not self.files.handles[handle].inode.era)
 
     @answers
     async def read(self, fh: int, off: int, size: int) -> bytes:

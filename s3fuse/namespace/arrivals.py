@@ -14,16 +14,12 @@ if TYPE_CHECKING:
 
 
 class Arrivals:
-    """Waits for inodes. `failures` and `hopeless` are the syncer's: what failed, what was refused for good."""
+    """Waits for inodes."""
 
-    def __init__(
-        self, inodes: Inodes, changes: Changes, deletes: Deletes, failures: dict[int, int], hopeless: set[int]
-    ) -> None:
+    def __init__(self, inodes: Inodes, changes: Changes, deletes: Deletes) -> None:
         self._inodes = inodes
         self._changes = changes
         self._deletes = deletes
-        self._failures = failures
-        self._hopeless = hopeless
 
     async def sync(self, inode: Inode) -> None:
         """Returns when the bucket has the inode as it is now. Raises OSError(EIO) when an attempt fails.
@@ -78,13 +74,13 @@ class Arrivals:
         pending = [(inode, inode.version) for inode in inodes]
         failed: list[Inode] = []
         for inode, _ in pending:
-            self._hopeless.discard(inode.number)
-            self._failures.pop(inode.number, None)
+            self._changes.retries.ended_well(inode.number)
             inode.error = None
             self._changes.queue(inode)  # all at once; one by one below they are only waited for
         for inode, version in pending:
             while inode.synced_version < version and self._can_arrive(inode):
-                if inode.number in self._hopeless or (give_up and inode.number in self._failures):
+                retries = self._changes.retries
+                if retries.is_hopeless(inode.number) or (give_up and retries.is_failing(inode.number)):
                     failed.append(inode)
                     break
                 if inode.error is None:

@@ -22,6 +22,7 @@ import trio
 
 from s3fuse.attrs import Attributes
 from s3fuse.namespace.lateness import Lateness
+from s3fuse.namespace.retries import Retries
 from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.rows import NodeRow, encode_map, encode_xattrs
 
@@ -52,6 +53,7 @@ class Changes:
         self.journal = journal
         self.undo = inodes.undo
         self.late = Lateness(journal)
+        self.retries = Retries()
         self.dirty: dict[int, Inode] = {}
         #: What `syncer` is bringing to the bucket at this moment, with the keys that it holds for that.
         self.in_flight: dict[int, set[str]] = {}
@@ -243,6 +245,7 @@ class Changes:
                 self.settle(inode)
         else:
             self.dirty.pop(inode.number, None)
+            self.retries.forget(inode.number)
             self.journal.drop_node(inode.number)
         self._notify(inode)
 

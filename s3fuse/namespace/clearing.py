@@ -10,12 +10,11 @@ from s3fuse.errors import PreconditionFailed, StoreError
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.deletes import Behind
 from s3fuse.namespace.doubts import carries, expected, look, settle
+from s3fuse.namespace.moment import Moment
 from s3fuse.store.base import ANY, MAX_KEY_BYTES, UNMADE_ETAG, ObjectInfo
 from s3fuse.writing.upload import Target, copy_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.deletes import Deletes
     from s3fuse.namespace.inodes import Inode, Inodes
@@ -38,7 +37,7 @@ async def kept(store: Store, inode: Inode) -> ObjectInfo | None:
 
 
 class Clearing:
-    """Looks at what an operation would meet; `failures` counts the failed attempts of each inode number."""
+    """Looks at what an operation would meet."""
 
     def __init__(
         self,
@@ -48,7 +47,6 @@ class Clearing:
         deletes: Deletes,
         uploads: Uploads,
         limits: Limits,
-        failures: Mapping[int, int],
     ) -> None:
         self.store = store
         self.inodes = inodes
@@ -56,7 +54,6 @@ class Clearing:
         self.deletes = deletes
         self.uploads = uploads
         self.limits = limits
-        self.failures = failures
 
     def directory_first(self, inode: Inode) -> None:
         """Raises Behind where the marker of the directory it is in has still to come, which is asked for.
@@ -64,7 +61,9 @@ class Clearing:
         SeaweedFS loses a marker that arrives at the same moment as the first object below it.
         """
         parent = inode.parent
-        if parent is None or parent.parent is None or not parent.dirty or parent.number in self.failures:
+        if parent is None or parent.parent is None or not parent.dirty:
+            return
+        if self.changes.retries.is_failing(parent.number):
             return
         if parent.remote is not None and parent.remote.key == self.inodes.object_key(parent):
             return
@@ -99,7 +98,7 @@ class Clearing:
     def _bring_soon(self, other: Inode) -> None:
         """Has another inode brought to the bucket, unless it has a time of its own: it fails, or has to wait."""
         waits = other.remote is not None and self.changes.late.before_delete_s(other.remote.key)
-        if other.number not in self.failures and not waits:
+        if not self.changes.retries.is_failing(other.number) and not waits:
             self.changes.queue(other)
 
     async def _clear_above(self, inode: Inode, key: str) -> None:
@@ -136,20 +135,24 @@ class Clearing:
         """Whether an empty directory without a marker was at a file's key and is deleted now.
 
         SeaweedFS keeps the directory of an object that was deleted last below it for minutes, lists it, and refuses a
-        file of its name. The caller holds that place. Raises Behind while something of ours is in the directory.
+        file of its name. The caller holds that place. Raises Behind while something of ours is in the directory, and
+        MovedOn.
         """
         marker = f"{key}/"
         if inode.is_directory or len(marker.encode()) > MAX_KEY_BYTES:  # S3 refuses it, and has nothing there
             return False
+        moment = Moment(self.inodes, inode)
         if self.inodes.displaced.has_below(marker):
             below = [other for at, other in self.inodes.displaced.items() if at.startswith(marker)]
-            raise Behind(next((other for other in below if other.number in self.failures), below[0]))
+            failing = (other for other in below if self.changes.retries.is_failing(other.number))
+            raise Behind(next(failing, below[0]))
         info = await look(self.store, marker)
         if info is None or info.etag != UNMADE_ETAG:
             return False
         page = await self.store.list_page(marker)
         if {entry.key for entry in page.objects}.union(page.prefixes) - {marker}:
             return False
+        moment.check()  # else a directory may have been made here at that key
         await self.store.delete(marker)
         return await look(self.store, marker) is None
 

@@ -6,6 +6,7 @@ carries a token in its metadata, so one whose answer was lost, or that a crash c
 
 from __future__ import annotations
 
+import errno
 import logging
 import random
 import socket
@@ -13,34 +14,44 @@ import time
 from typing import TYPE_CHECKING
 
 from s3fuse import keys
-from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.errors import PreconditionFailed, StoreError
+from s3fuse.namespace.bases import base_ranges
 from s3fuse.namespace.doubts import adopt, carries, look
+from s3fuse.namespace.moment import Moment
 from s3fuse.store.base import MAX_KEY_BYTES, UNMADE_ETAG, ObjectInfo
-from s3fuse.writing.layers import BASE
 
 if TYPE_CHECKING:
+    from s3fuse.namespace.bases import Bases
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import Store
+    from s3fuse.writing.dirty import DirtyFile
 
 log = logging.getLogger(__name__)
 
 
 class Conflicts:
-    """Resolves one failed operation at a time; `resolved` lists what came of it for `status`."""
+    """Resolves one failed operation at a time; `resolved` lists what came of it for `status`.
 
-    def __init__(self, store: Store, inodes: Inodes, changes: Changes) -> None:
+    Nothing is decided by an answer about an inode that was renamed, removed or written anew while it was waited for:
+    every method that awaits raises MovedOn then.
+    """
+
+    def __init__(self, store: Store, inodes: Inodes, changes: Changes, bases: Bases) -> None:
         self.store = store
         self.inodes = inodes
         self.changes = changes
+        self.bases = bases
         self.resolved: list[str] = []
 
     async def resolve(self, inode: Inode, key: str, error: StoreError) -> ObjectInfo | None:
-        """The object at `key` if it is the result of our own operation; else the conflict is dealt with.
+        """The object at `key`, the inode's, if it is the result of our own operation; else the conflict is dealt with.
 
-        Raises OSError(ESTALE) where the bytes that the change is based on are gone: it then stays in the journal.
+        Raises StoreError, OSError and MovedOn; then nothing has changed but what is staged.
         """
+        moment = Moment(self.inodes, inode)
         info = await look(self.store, key)
+        moment.check()
         data = inode.data
         if inode.is_directory:  # its marker holds nothing that could be lost: it is written anew
             self._forget_remote(inode)
@@ -50,23 +61,59 @@ class Conflicts:
             return info
         if info is None and isinstance(error, PreconditionFailed):
             theirs = await self._directory_there(inode, key)
+            moment.check()
             if theirs is not None:
                 self._step_aside(inode, theirs)
                 return None
         earlier = [] if data is None else data.outdated_tokens
         if info is not None and carries(info, [inode.token, *earlier]) and not self._is_known(inode, info):
             self._come_on_top(inode, info)
-            return None
-        if data is None or not data.layers:
+        elif data is None or not data.layers:
             await self._object_changed(inode, key, info)
-        elif inode.remote is not None and any(piece.source == BASE for piece in data.pieces(0, data.size)):
-            raise OSError(116, f"version {inode.remote.etag}, which this change is based on, is gone") from error
-        elif info is None:  # deleted by somebody else: our version is a new file
-            self._forget_remote(inode)
+        else:
+            await self._written_here(inode, data, key, info)
+        return None
+
+    async def _written_here(self, inode: Inode, data: DirtyFile, key: str, info: ObjectInfo | None) -> None:
+        """Both versions survive: what others made keeps its name, what was written here is made whole.
+
+        `info` is what is at the key now.
+        """
+        base, moment = inode.remote, Moment(self.inodes, inode)
+        if data.parked.packs:  # the oldest layer is on its way to where it is parked, as it is
+            self._again(inode)
+            return
+        if base is not None:
+            there = info if base.key == key else await look(self.store, base.key)
+            moment.check()
+            if there is None or there.version != base.version:
+                if base_ranges(data) and data.give_up_oldest():
+                    self._again(inode)  # all of it was written over since: nobody needs that base
+                    return
+                if base_ranges(data) and not await self.bases.keep(inode, base):
+                    await self._mix(inode, there)
+                    return
+                self._forget_remote(inode)
+            elif info is there:  # what failed was something else
+                info = None
+        if info is None:  # there is nothing of others under the name
             self._again(inode)
         else:
             self._step_aside(inode, info)
-        return None
+
+    async def _mix(self, inode: Inode, theirs: ObjectInfo | None) -> None:
+        """What was written here goes over what others made of the rest, under a name that says so."""
+        base = inode.remote
+        assert base is not None
+        if theirs is not None:
+            copy = await self.bases.copied(inode, theirs)
+            with self.changes.journal.transaction():
+                self.bases.put_below(inode, copy)
+                self._step_aside(inode, theirs, "the bytes that were not written here are those of the other version")
+        else:
+            with self.changes.journal.transaction():
+                self.bases.put_below(inode, None)
+                self._step_aside(inode, base, "the bytes that were not written here are gone: zeros are in their place")
 
     async def _directory_there(self, inode: Inode, key: str) -> ObjectInfo | None:
         """Somebody else's directory where the inode's object was to be made: SeaweedFS has one of the two only."""
@@ -86,7 +133,7 @@ class Conflicts:
 
     @staticmethod
     def _is_known(inode: Inode, info: ObjectInfo) -> bool:
-        return inode.remote is not None and (inode.remote.key, inode.remote.etag) == (info.key, info.etag)
+        return inode.remote is not None and inode.remote.version == info.version
 
     def _come_on_top(self, inode: Inode, info: ObjectInfo) -> None:
         """An earlier operation of ours, whose answer was lost, has written the object: this one follows it."""
@@ -102,26 +149,33 @@ class Conflicts:
 
     async def _object_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
         """Only name or attributes changed here, and the object was changed elsewhere: they go onto its new version."""
-        remote = inode.remote
+        remote, moment = inode.remote, Moment(self.inodes, inode)
         if info is not None and (remote is None or remote.key != key):
             self._step_aside(inode, info)
             return
         if remote is None:
-            raise PreconditionFailed(f"{key} cannot be written: its state in the bucket keeps changing", key)
-        try:
-            current = info or await self.store.head(remote.key)
-        except NotFound:
+            self._again(inode)
+            return
+        current = info or await look(self.store, remote.key)
+        moment.check()
+        if current is not None and current.version == remote.version:
+            inode.remote = current
+            self._again(inode)
+        elif current is not None and inode.writers and remote.key == key:
+            version = inode.version
+            await self.bases.pass_on(inode, current)
+            with self.changes.journal.transaction():
+                self.changes.synced(inode, version)
+        elif inode.writers:  # what they write must not go with the old version
+            raise OSError(errno.ESTALE, f"{remote.key} was changed by somebody else while it is open for writing here")
+        elif current is not None:
+            self._succeed(inode, current)
+        else:
             log.warning("%s was deleted by somebody else while it was renamed or its attributes were changed", key)
             with self.changes.journal.transaction():
                 self._forget_remote(inode)
                 self.changes.synced(inode, inode.version)
             self.inodes.detach(inode)
-            return
-        if current.etag == remote.etag:
-            inode.remote = current
-            self._again(inode)
-        else:
-            self._succeed(inode, current)
 
     def _succeed(self, inode: Inode, current: ObjectInfo) -> None:
         """The name and attributes go on as another inode with the new version; open handles keep the old one."""
@@ -144,27 +198,35 @@ class Conflicts:
         if inode.remote is not None:
             self.inodes.displaced.settle(inode.remote.key, inode)
             inode.remote = None
+            if inode.data is not None:
+                self.changes.undo.attributes(inode.data, ("base_bytes",))
+                inode.data.base_bytes = 0
 
     def _again(self, inode: Inode) -> None:
         self.changes.record(inode)
         self.changes.queue(inode)
 
-    def _step_aside(self, inode: Inode, theirs: ObjectInfo) -> None:
-        """The bucket's version keeps the name, ours goes beside it."""
+    def _step_aside(self, inode: Inode, theirs: ObjectInfo, note: str = "") -> None:
+        """The bucket's version keeps the name, ours goes beside it; `note` says what our file has of others."""
         parent = inode.parent
         assert parent is not None
         name = keys.conflict_name(inode.name, socket.gethostname(), time.time())
         while name in parent.children:
             name = keys.conflict_name(inode.name, f"{socket.gethostname()}-{random.randrange(1000)}", time.time())
+        but = f"; {note}" if note else ""
         log.warning(
-            "%s was changed by somebody else (%s); the version of this mount is now %s", theirs.key, theirs.etag, name
+            "%s was changed by somebody else (%s); the version of this mount is now %s%s",
+            theirs.key,
+            theirs.etag,
+            name,
+            but,
         )
-        self.resolved.append(f"{theirs.key} -> {name}")
+        self.resolved.append(f"{theirs.key} -> {name}{but}")
         if inode.remote is not None and inode.remote.key == theirs.key:
             self._forget_remote(inode)
         inode.maybe_at = None
         self.changes.moved(inode, parent, name)
-        reason = f"{theirs.key} was changed by somebody else; this version is kept as {name}"
+        reason = f"{theirs.key} was changed by somebody else; this version is kept as {name}{but}"
         self.changes.failed(inode, reason, for_good=False)
         self.changes.queue(inode)
         parent.folder().complete = False

@@ -42,11 +42,10 @@ class Behind(Exception):
 
 
 class Deletes:
-    """Deletes objects of unlinked inodes, many in one request; `failures` are the numbers of those that fail."""
+    """Deletes objects of unlinked inodes, many in one request."""
 
-    def __init__(self, store: Store, inodes: Inodes, changes: Changes, failures: Mapping[int, int]) -> None:
+    def __init__(self, store: Store, inodes: Inodes, changes: Changes) -> None:
         self.store = store
-        self.failures = failures
         self.inodes = inodes
         self.changes = changes
 
@@ -98,10 +97,10 @@ class Deletes:
 
     def _failing_below(self, key: str) -> Inode | None:
         """What keeps a directory's key from being deleted for longer, if anything does."""
-        if not self.failures:
+        if not self.changes.retries.any_failing():
             return None
         for below, inode in self.inodes.displaced.items():
-            if below != key and below.startswith(key) and inode.number in self.failures:
+            if below != key and below.startswith(key) and self.changes.retries.is_failing(inode.number):
                 return inode
         return None
 
@@ -137,7 +136,7 @@ class Deletes:
 
     async def _is_marker(self, key: str, directory: Inode) -> bool:
         """Whether deleting the directory's marker takes nothing else: SeaweedFS deletes an empty file of its name."""
-        may_be_gone = directory.number in self.failures or not self.changes.late.is_over
+        may_be_gone = self.changes.retries.is_failing(directory.number) or not self.changes.late.is_over
         if not may_be_gone and self.inodes.at(key[:-1]) is None and key[:-1] not in self.inodes.displaced:
             return True
         return await look(self.store, key[:-1]) is None or await look(self.store, key) is not None

@@ -64,6 +64,7 @@ class Inode:
         "data",
         "doubtful",
         "entries_changed_ns",
+        "era",
         "error",
         "gid",
         "known",
@@ -113,6 +114,7 @@ class Inode:
         self.doubtful = False  # an operation whose outcome is unknown may have replaced the object at `remote.key`
         self.maybe_at: str | None = None  # a key that an operation whose outcome is unknown may have written
         self.entries_changed_ns = 0  # when names in a directory last changed here; its marker may say an earlier time
+        self.era = 0  # how often the bytes below what is staged became others: handles of earlier ones read no more
         self.set_attributes(attributes)
 
     def set_attributes(self, attributes: Attributes) -> None:
@@ -150,9 +152,7 @@ class Inode:
     @remote.setter
     def remote(self, info: ObjectInfo | None) -> None:
         before, self._remote = self._remote, info
-        if self.known is not None and (
-            info is None or before is None or info.etag != before.etag or info.key != before.key
-        ):
+        if self.known is not None and (info is None or before is None or info.version != before.version):
             self.known.changed(self)
 
     @property

@@ -23,11 +23,13 @@ import trio
 from s3fuse import attrs, keys
 from s3fuse.errors import NeedsCredentials, NotFound, PreconditionFailed, StoreError
 from s3fuse.namespace.arrivals import Arrivals
+from s3fuse.namespace.bases import Bases
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.clearing import Clearing, kept
 from s3fuse.namespace.conflicts import Conflicts
 from s3fuse.namespace.deletes import Behind, Deletes
 from s3fuse.namespace.doubts import look, settle
+from s3fuse.namespace.moment import MovedOn
 from s3fuse.namespace.parking import Parking
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.leftovers import Uploads
@@ -40,9 +42,9 @@ if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.directories import Directories
     from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.reading.blocks import BlockCache
     from s3fuse.store.base import Store
     from s3fuse.writing.dirty import DirtyFile
-    from s3fuse.writing.upload import ReadBase
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +77,7 @@ class Syncer:
         inodes: Inodes,
         changes: Changes,
         directories: Directories,
+        blocks: BlockCache,
         *,
         workers: int = 16,
         limits: Limits | None = None,
@@ -84,23 +87,22 @@ class Syncer:
         self.changes = changes
         self.directories = directories
         self.limits = limits or Limits()
-        self.conflicts = Conflicts(store, inodes, changes)
+        self.blocks = blocks
         self.uploads = Uploads(store, changes.journal)
+        self.conflicts = Conflicts(
+            store, inodes, changes, Bases(store, inodes, changes, self.uploads, blocks, self.limits)
+        )
         self.parking = Parking(store, changes, self.limits)
         self.last_error = ""
-        #: Reads an object through the cache, for uploads that need some of it.
-        self.read_base: ReadBase | None = None
         #: Told of a version that is about to become `Inode.remote`; must not await.
         self.on_version: Callable[[Inode, ObjectInfo], None] = lambda inode, version: None
         self._slots = trio.CapacityLimiter(workers)
         self._busy: set[str] = set()  # places: a file and a directory of one name have the same
-        self._failures: dict[int, int] = {}  # how often an inode has failed in a row
         self._stopped: trio.Event | None = None  # set once nothing is under way any more
         self._goes_on = trio.Event()
-        self._hopeless: set[int] = set()  # inodes whose last attempt was refused for good
-        self.deletes = Deletes(store, inodes, changes, self._failures)
-        self.arrivals = Arrivals(inodes, changes, self.deletes, self._failures, self._hopeless)
-        self._clearing = Clearing(store, inodes, changes, self.deletes, self.uploads, self.limits, self._failures)
+        self.deletes = Deletes(store, inodes, changes)
+        self.arrivals = Arrivals(inodes, changes, self.deletes)
+        self._clearing = Clearing(store, inodes, changes, self.deletes, self.uploads, self.limits)
         store.health.on_recovery(self.wake)
 
     async def run(self) -> None:
@@ -134,10 +136,9 @@ class Syncer:
 
     def wake(self) -> None:
         """Tries at once what the server could not take: it works again."""
-        for number in self._failures.keys() - self._hopeless:
+        for number in self.changes.retries.shorten():
             inode = self.changes.dirty.get(number)
             if inode is not None and number not in self.changes.in_flight:
-                self._failures[number] = 0  # with the shortest backoff where it fails again
                 self.changes.queue(inode, random.uniform(0.0, WAKE_S))
 
     # -- one operation
@@ -187,13 +188,10 @@ class Syncer:
             else:
                 failed = await self.deletes.run(batch)
             for inode in batch:
-                self._failures.pop(inode.number, None)
-                self._hopeless.discard(inode.number)
+                self.changes.retries.ended_well(inode.number)
             for inode, reason in failed:
                 self._postpone(inode, reason)
         except Exception as error:
-            if not isinstance(error, (StoreError, OSError, Behind)):
-                log.exception("bringing %r to the bucket failed", first)
             for inode in batch:
                 self._postpone(inode, error)
         finally:
@@ -212,32 +210,36 @@ class Syncer:
 
     def _postpone(self, inode: Inode, error: Exception) -> None:
         """Tells who waits, and tries again later: at once, then after up to a minute."""
+        if not inode.dirty:  # what failed of the batch was another one
+            return
+        if isinstance(error, MovedOn):
+            self.changes.queue(inode)
+            return
         if isinstance(error, Behind):
             self._wait_behind(inode, error)
             return
-        if _heals(error):
-            self._hopeless.discard(inode.number)
-        else:
-            self._hopeless.add(inode.number)
-        failures = self._failures[inode.number] = self._failures.get(inode.number, 0) + 1
-        self.last_error = f"{inode.name or inode.number}: {error}"
+        reason = str(error)
+        if not isinstance(error, (StoreError, OSError)):
+            reason = f"an error in s3fuse itself, see the log: {error!r}"
+            if inode.error != reason:
+                log.error("bringing %r to the bucket failed; it stays in the journal", inode, exc_info=error)
+        retries = self.changes.retries
+        failures = retries.failed(inode.number, heals=_heals(error))
+        self.last_error = f"{inode.name or inode.number}: {reason}"
         if failures == 1:
-            log.info("upload of %r is put off: %s", inode.name, error)
-        self.changes.failed(inode, str(error), for_good=inode.number in self._hopeless)
+            log.info("upload of %r is put off: %s", inode.name, reason)
+        self.changes.failed(inode, reason, for_good=retries.is_hopeless(inode.number))
         self.changes.queue(inode, min(60.0, 0.25 * 2 ** min(failures, 9)) * random.uniform(0.5, 1.0))
 
     def _wait_behind(self, inode: Inode, behind: Behind) -> None:
         """Tries again soon; while the other one fails this one fails with it, and who waits for it is told."""
-        other = behind.other
-        if other.number not in self._failures:
-            self._failures.pop(inode.number, None)
-            self._hopeless.discard(inode.number)
+        other, retries = behind.other, self.changes.retries
+        if not retries.is_failing(other.number):
+            retries.ended_well(inode.number)
             self.changes.queue(inode, BEHIND_S)
             return
-        self._failures[inode.number] = 1
-        if other.number in self._hopeless:
-            self._hopeless.add(inode.number)
-        self.changes.failed(inode, str(behind), for_good=inode.number in self._hopeless)
+        retries.failed_with(inode.number, other.number)
+        self.changes.failed(inode, str(behind), for_good=retries.is_hopeless(inode.number))
         self.changes.queue(inode, FAILING_BEHIND_S)
 
     async def _bring(self, inode: Inode) -> None:
@@ -250,10 +252,12 @@ class Syncer:
             self.changes.queue(inode, late_s)
             return
         await self._clearing.clear(inode, key)
+        self._check_at(inode, key)
         if inode.maybe_at not in (None, key):
             self.changes.doubt(inode)
         if inode.remote is None or inode.remote.key != key:
             await settle(self.store, self.changes, inode)
+            self._check_at(inode, key)
             inode.maybe_at = key
         else:
             inode.doubtful = True
@@ -265,14 +269,32 @@ class Syncer:
             else:
                 await self._copy(inode, key)
         except (PreconditionFailed, NotFound) as error:
-            if await self._clearing.went_by_itself(inode, key) or await self._clearing.ended_directory(inode, key):
-                self.changes.queue(inode)
-                return
-            ours = await self.conflicts.resolve(inode, key, error)
-            if ours is not None:
-                target = Target(key, ours.metadata or {}, ours.headers or {}, ANY)
-                self._arrived(inode, target, ours.etag, ours.size_bytes, inode.synced_version)
-                self.changes.queue(inode)
+            await self._resolve(inode, key, error)
+
+    def _check_at(self, inode: Inode, key: str) -> None:
+        """Raises MovedOn where the inode was renamed or removed while the bucket was asked."""
+        if not self.inodes.is_at(inode, key):
+            raise MovedOn
+
+    async def _resolve(self, inode: Inode, key: str, error: StoreError) -> None:
+        """Finds out why an operation's condition failed, and has the inode brought as it is then."""
+        self._check_at(inode, key)
+        went = await self._clearing.went_by_itself(inode, key) or await self._clearing.ended_directory(inode, key)
+        self._check_at(inode, key)
+        ours = None
+        if not went:
+            try:
+                ours = await self.conflicts.resolve(inode, key, error)
+            except (PreconditionFailed, NotFound):  # others go on changing what is there
+                went = True
+        if ours is not None:
+            target = Target(key, ours.metadata or {}, ours.headers or {}, ANY)
+            self._arrived(inode, target, ours.etag, ours.size_bytes, inode.synced_version)
+            self.changes.queue(inode)
+        elif inode.dirty and not self.changes.retries.met_conflict(inode.number):
+            raise error
+        elif went:
+            self.changes.queue(inode)
 
     # -- the operations
 
@@ -308,7 +330,7 @@ class Syncer:
             found = Target(key, there.metadata or {}, there.headers or {}, ANY)
             self._arrived(inode, found, there.etag, there.size_bytes, version)
             return
-        frozen = Version.frozen(data, inode.remote, self.read_base)
+        frozen = Version.frozen(data, inode.remote, self.blocks.copy)
         target = await self._target(inode, key)
         etag = await upload(self.store, self.uploads, frozen, target, self.limits)
         self._arrived(inode, target, etag, frozen.size_bytes, version)
@@ -355,6 +377,7 @@ class Syncer:
     def _arrived(self, inode: Inode, target: Target, etag: str, size: int, version: int) -> None:
         """The bucket has `inode` as of `version` at the target: memory and journal learn it in one step."""
         before = inode.remote
+        self.changes.retries.forget(inode.number)
         with self.changes.journal.transaction():
             self.inodes.keep(inode)
             inode.maybe_at = None

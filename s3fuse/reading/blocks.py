@@ -105,6 +105,15 @@ class BlockCache:
         """As `read`, for who keeps the bytes while the cache may give their buffers to others."""
         return bytes(await self.read(version, start, stop))
 
+    def has(self, version: ObjectInfo, start: int, stop: int) -> bool:
+        """Whether [start, stop) is in memory or, as far as is known without looking, on the disk."""
+        for index in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
+            block = self._blocks.get((version.key, version.etag, index))
+            in_memory = block is not None and block.fetch is None
+            if not in_memory and (self.disk is None or self.disk.find(version, index) is None):
+                return False
+        return True
+
     def prefetch(self, version: ObjectInfo, start: int, stop: int) -> None:
         """Starts fetching what is missing of [start, stop), as far as buffers can be had without waiting."""
         missing = self._missing(version, range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)))

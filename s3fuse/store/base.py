@@ -59,6 +59,15 @@ class ObjectInfo:
     metadata: Mapping[str, str] | None = None
     headers: Mapping[str, str] | None = None
 
+    @property
+    def version(self) -> tuple[str, str, int]:
+        """What tells this version from every other one: key, etag and size.
+
+        An etag alone does not: MinIO's copy of an object to itself, racing with a PUT, was seen to lay the etag of one
+        version over the bytes of the other.
+        """
+        return self.key, self.etag, self.size_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Page:

@@ -35,13 +35,18 @@ PARKED_AHEAD_BYTES = 4 << 20
 class Handle:
     """One open of one file."""
 
-    __slots__ = ("ahead", "inode", "window", "writes")
+    __slots__ = ("ahead", "era", "inode", "window", "writes")
 
     def __init__(self, inode: Inode, writes: bool, window: Window) -> None:
         self.inode = inode
+        self.era = inode.era  # of the bytes that it reads
         self.writes = writes
         self.window = window
         self.ahead = 0  # up to where the window has been asked for
+
+
+def _stale(inode: Inode) -> OSError:
+    return OSError(errno.ESTALE, "the object was replaced or deleted", inode.name)
 
 
 class Files:
@@ -87,16 +92,38 @@ class Files:
         self.handles[handle] = Handle(inode, writes, window)
 
     async def read(self, number: int, offset: int, size: int) -> bytes | memoryview:
-        """Up to `size` bytes from `offset`; fewer only at the end of the file."""
+        """Up to `size` bytes from `offset`; fewer only at the end of the file.
+
+        Raises OSError(ESTALE) where the version that was opened can be had no more.
+        """
         handle = self.handles[number]
-        stop = min(offset + size, handle.inode.size)
-        return await self._read(handle, offset, stop) if offset < stop else b""
+        while True:
+            inode, before = handle.inode, self._content(handle.inode)
+            stop = min(offset + size, inode.size)
+            if offset >= stop:
+                return b""
+            try:
+                return await self._read(handle, offset, stop)
+            except (NotFound, PreconditionFailed):
+                if self._content(inode) == before:
+                    inode.valid_until = 0.0
+                    raise _stale(inode) from None
+                # Our own upload or rename came between: the file goes on with what it has become, or ends earlier.
+
+    @staticmethod
+    def _content(inode: Inode) -> tuple[object, ...]:
+        """Where in the bucket the inode's bytes are."""
+        overlay = inode.data.parked.overlay if inode.data is not None else None
+        return inode.remote.version if inode.remote is not None else None, overlay
 
     async def _read(self, handle: Handle, offset: int, stop: int) -> bytes | memoryview:
+        """Bytes [offset, stop). Raises NotFound and PreconditionFailed where a version that has some is gone."""
         inode = handle.inode
+        if handle.era != inode.era:  # what was not written here is of others by now
+            raise _stale(inode)
         if inode.data is None or not inode.data.layers:
-            if inode.remote is None:
-                return bytes(stop - offset)
+            if inode.remote is None:  # it has a length, but nothing has its bytes
+                raise _stale(inode)
             return await self._read_version(handle, inode.remote, offset, stop)
         data, base = inode.data, inode.remote
         parts: list[bytes | memoryview] = []
@@ -108,41 +135,27 @@ class Files:
                 assert base is not None
                 parts.append(bytes(await self._read_version(handle, base, piece.start, piece.stop)))
             elif piece.parked is not None:
-                parts.append(await self._read_parked(handle, piece.parked, piece.start, piece.stop))
+                parts.append(await self._read_parked(piece.parked, piece.start, piece.stop))
             else:
                 parts.append(local[piece.start])
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def _read_parked(self, handle: Handle, parked: Parked, start: int, stop: int) -> bytes:
-        """Bytes of a temporary object. One that is gone because the file was put together has left them elsewhere."""
+    async def _read_parked(self, parked: Parked, start: int, stop: int) -> bytes:
+        """Bytes of a temporary object."""
         version = ObjectInfo(parked.key, parked.size_bytes, parked.etag, 0)
         first, last = start - parked.shift, stop - parked.shift
-        try:
-            self.core.blocks.prefetch(version, first, min(last + PARKED_AHEAD_BYTES, version.size_bytes))
-            return bytes(await self.core.blocks.read(version, first, last))
-        except (NotFound, PreconditionFailed):
-            data = handle.inode.data
-            if data is not None and data.parked.overlay is not None and parked.key in data.parked.overlay.objects():
-                raise
-            return bytes(await self._read(handle, start, stop))
+        self.core.blocks.prefetch(version, first, min(last + PARKED_AHEAD_BYTES, version.size_bytes))
+        return bytes(await self.core.blocks.read(version, first, last))
 
     async def _read_version(self, handle: Handle, version: ObjectInfo, start: int, stop: int) -> bytes | memoryview:
         blocks = self.core.blocks
         _, ahead = handle.window.on_read(start, stop - start, version.size_bytes)
-        try:
-            if ahead != handle.ahead:
-                blocks.prefetch(version, handle.ahead if start < handle.ahead < ahead else start, ahead)
-                handle.ahead = ahead
-            if not start and version.size_bytes <= INITIAL_BYTES:
-                self._fetch_siblings(handle.inode)
-            return await blocks.read(version, start, stop)
-        except (NotFound, PreconditionFailed):
-            inode = handle.inode
-            now = inode.remote
-            if now is not None and (now.key, now.etag) != (version.key, version.etag) and stop <= now.size_bytes:
-                return await self._read_version(handle, now, start, stop)  # our own upload or rename came between
-            inode.valid_until = 0.0
-            raise OSError(errno.ESTALE, "the object was replaced or deleted", inode.name) from None
+        if ahead != handle.ahead:
+            blocks.prefetch(version, handle.ahead if start < handle.ahead < ahead else start, ahead)
+            handle.ahead = ahead
+        if not start and version.size_bytes <= INITIAL_BYTES:
+            self._fetch_siblings(handle.inode)
+        return await blocks.read(version, start, stop)
 
     def _fetch_siblings(self, inode: Inode) -> None:
         """Starts fetching the small files that whoever reads this one will want next."""

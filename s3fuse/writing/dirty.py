@@ -199,7 +199,13 @@ class DirtyFile:
 
     def write(self, offset: int, data: bytes) -> None:
         """Stages and journals one write. Raises OSError of the local disk; then nothing is acknowledged."""
-        layer = self._top()
+        self._write(self._top(), offset, data)
+
+    def fill_base(self, offset: int, data: bytes) -> None:
+        """Stages what the oldest layer shows of its base: it no longer needs it there. Raises as `write` does."""
+        self._write(self.layers[0], offset, data)
+
+    def _write(self, layer: Layer, offset: int, data: bytes) -> None:
         generation = layer.generation
         stop = offset + len(data)
         if stop > SLOT_BYTES and generation in self._slots:

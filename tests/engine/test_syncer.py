@@ -798,23 +798,6 @@ async def test_deleted_elsewhere_and_written_here(bench: Bench) -> None:
     rig.check_clean()
 
 
-async def test_partly_written_and_base_gone_is_kept_and_told(bench: Bench, expected_log: list[str]) -> None:
-    rig = await bench.rig()
-    await rig.put("f", b"base bytes")
-    await rig.drained()
-    await rig.write("f", b"B")
-    await bench.upload("f", b"theirs")
-    with fails(errno.EIO):
-        await rig.fsync("f")
-    assert bench.contents() == {"f": b"theirs"}
-    [inode] = rig.dirty()
-    assert inode.error is not None
-    await rig.restart()
-    [inode] = rig.dirty()
-    assert (await rig.drain())[0] is inode
-    assert rig.core.staging.staged_bytes == 1
-
-
 async def test_metadata_change_meets_another_version(bench: Bench, clock: Clock) -> None:
     """The attributes go onto the new version; an open handle keeps its bytes or gets ESTALE."""
     rig = await bench.rig()

@@ -1,0 +1,122 @@
+"""Files that were written in part, whose version in the bucket was replaced by others: what goes below the new bytes.
+
+The bytes of the version that the change is based on, where all that are needed are cached: they are staged, and the
+file is whole. Else those of the version that the bucket has now: they are copied, so that they stay whatever others do
+next. Either way the file needs nothing any more that others can take away.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import secrets
+from typing import TYPE_CHECKING
+
+from s3fuse import attrs, keys
+from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse.namespace.changes import TOKEN
+from s3fuse.namespace.moment import Moment, MovedOn
+from s3fuse.store.base import ANY, Condition, ObjectInfo
+from s3fuse.writing.layers import BASE
+from s3fuse.writing.upload import CHUNK_BYTES, Target, copy_whole
+
+if TYPE_CHECKING:
+    from s3fuse.namespace.changes import Changes
+    from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.reading.blocks import BlockCache
+    from s3fuse.store.base import Store
+    from s3fuse.writing.dirty import DirtyFile
+    from s3fuse.writing.leftovers import Uploads
+    from s3fuse.writing.plan import Limits
+
+#: The inode number of temporary objects in the journal that hold nothing of a file yet: a crash has them deleted.
+OF_NO_FILE = 0
+
+
+def base_ranges(data: DirtyFile) -> list[tuple[int, int]]:
+    """Which bytes of the base the oldest layer shows, and so its upload needs."""
+    pieces = data.pieces(0, data.layers[0].size_bytes, layers=1)
+    return [(piece.start, piece.stop) for piece in pieces if piece.source == BASE]
+
+
+class Bases:
+    """Puts something else below what was written. All methods raise StoreError, OSError and MovedOn."""
+
+    def __init__(
+        self, store: Store, inodes: Inodes, changes: Changes, uploads: Uploads, blocks: BlockCache, limits: Limits
+    ) -> None:
+        self.store = store
+        self.inodes = inodes
+        self.changes = changes
+        self.uploads = uploads
+        self.blocks = blocks
+        self.limits = limits
+
+    async def keep(self, inode: Inode, base: ObjectInfo) -> bool:
+        """Stages what the oldest layer needs of its base, which is gone. False where that is not all cached."""
+        data, moment = inode.data, Moment(self.inodes, inode)
+        assert data is not None
+        data.freeze()  # what is written meanwhile goes into a layer of its own
+        ranges = base_ranges(data)
+        if not all(self.blocks.has(base, start, stop) for start, stop in ranges):
+            return False
+        for first, last in ranges:
+            for start in range(first, last, CHUNK_BYTES):
+                try:
+                    found = await self.blocks.copy(base, start, min(last, start + CHUNK_BYTES))
+                except (NotFound, PreconditionFailed):
+                    return False  # a block was given up meanwhile
+                moment.check()
+                data.fill_base(start, found)
+        return True
+
+    async def copied(self, inode: Inode, theirs: ObjectInfo) -> ObjectInfo:
+        """A copy of `theirs` for `put_below`, which must come before the next await."""
+        before, moment = inode.remote, Moment(self.inodes, inode)
+        assert before is not None
+        copy = dataclasses.replace(
+            before,
+            key=keys.temporary_key(self.inodes.prefix),
+            size_bytes=theirs.size_bytes,
+            modified_ns=0,
+            metadata=before.metadata if before.metadata is not None else theirs.metadata,
+            headers=before.headers if before.headers is not None else theirs.headers,
+        )
+        token = secrets.token_hex(12)  # of its own: it is not what the next upload of the inode writes
+        target = Target(copy.key, {**(copy.metadata or {}), TOKEN: token}, copy.headers or {}, ANY)
+        journal = self.changes.journal
+        journal.put_temporary(OF_NO_FILE, copy.key, token)  # a crash leaves no object that nobody knows of
+        try:
+            etag = await copy_whole(self.store, self.uploads, theirs, target, self.limits)
+            moment.check()
+        except (StoreError, MovedOn):
+            with journal.transaction():
+                self.changes.orphan(ObjectInfo(copy.key, 0, "", 0, {TOKEN: token}, {}))
+                journal.drop_temporary(copy.key)
+            raise
+        return dataclasses.replace(copy, etag=etag)
+
+    async def pass_on(self, inode: Inode, theirs: ObjectInfo) -> None:
+        """Gives the object of others the attributes that were changed here; the inode keeps its version."""
+        moment = Moment(self.inodes, inode)
+        metadata = attrs.encode(inode.attributes(), theirs.metadata or {}) | {TOKEN: secrets.token_hex(12)}
+        target = Target(theirs.key, metadata, theirs.headers or {}, Condition(etag=theirs.etag))
+        await copy_whole(self.store, self.uploads, theirs, target, self.limits)
+        moment.check()
+
+    def put_below(self, inode: Inode, base: ObjectInfo | None) -> None:
+        """Makes this what is below what was written (None: zeros), which nobody reads through handles open now.
+
+        Call it inside a journal transaction that records the inode, too.
+        """
+        data, before = inode.data, inode.remote
+        assert data is not None
+        self.inodes.keep(inode)
+        self.changes.undo.attributes(data, ("base_bytes",))
+        if before is not None:
+            self.inodes.displaced.settle(before.key, inode)
+        if base is not None:
+            self.changes.journal.drop_temporary(base.key)  # from now on the inode's own row names it
+        inode.remote, inode.doubtful = base, False
+        self.inodes.displaced.add(inode)
+        data.base_bytes = base.size_bytes if base is not None else 0
+        inode.era += 1
