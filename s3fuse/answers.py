@@ -182,6 +182,7 @@ class Answers:
             "conflicts": list(core.syncer.conflicts.resolved),
             "hidden_keys": sum(core.directories.hidden.values()),
             "lease": None if self.lease is None else {"key": self.lease.key, "problem": self.lease.problem},
+            "unreadable_entries": sum(core.directories.unreadable.values()),
             "cache": {
                 "directory": str(self.cache_directory),
                 "ephemeral": self.config.ephemeral,

@@ -52,6 +52,9 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     facts += _process(mount.get("process", {}))
     if mount["hidden_keys"]:
         facts.append(("hidden keys", str(mount["hidden_keys"])))
+    if mount.get("unreadable_entries"):
+        text = "of listings are left out: the server says impossible things of them; see the log"
+        facts.append(("entries", f"{mount['unreadable_entries']} {text}"))
     if mount["last_error"]:
         facts.append(("last error", mount["last_error"]))
     server = mount["server"]

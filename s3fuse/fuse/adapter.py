@@ -99,7 +99,9 @@ class Adapter(pyfuse3.Operations):
         elif inode.listing is not None:
             entry.st_nlink = 2
         timeout = self.core.config.attr_ttl_s
-        if not inode.dirty:
+        if not inode.attributes_known:  # the kernel asks again before it shows or checks any of them
+            timeout = 0.0
+        elif not inode.dirty:
             timeout = max(0.0, min(timeout, inode.valid_until - time.monotonic()))
         entry.attr_timeout = entry.entry_timeout = timeout
         return entry
@@ -236,12 +238,12 @@ class Adapter(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
         children, shift = await self.listings.entries(fh, start_id)
         given: list[Inode] = []
-        last = 0
+        last = asked = 0
         try:
             for at in range(max(0, start_id + shift), len(children)):
                 child = children[at]
-                if child.linked and (child.outdated or not child.attributes_known):
-                    await self.listings.learn(children, at)
+                if at >= asked and child.linked and (child.outdated or not child.attributes_known):
+                    asked = await self.listings.learn(children, at)
                 if not child.linked:
                     continue
                 if not pyfuse3.readdir_reply(token, child.name.encode(), self._entry(child), at + 1 - shift):

@@ -71,9 +71,13 @@ class Listings:
                 listing.shift = bisect_right(children, name, key=lambda child: child.name) - start
         return listing.children, listing.shift
 
-    async def learn(self, children: list[Inode], at: int) -> None:
-        """Fetches attributes of some entries from `at` on."""
-        await self._core.directories.learn_all(children[at : at + LEARN_AHEAD])
+    async def learn(self, children: list[Inode], at: int) -> int:
+        """Fetches attributes of some entries from `at` on; gives which is the first that it was not asked for.
+
+        What the server says of an entry may be impossible: then it stays unknown, and is listed with the others.
+        """
+        await self._core.directories.learn_all(children[at : at + LEARN_AHEAD], leave_bad=True)
+        return at + LEARN_AHEAD
 
     def close(self, handle: int) -> None:
         """Drops a handle; nothing where it is none (an earlier process was killed before it said so)."""

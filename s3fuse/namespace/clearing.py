@@ -150,7 +150,7 @@ class Clearing:
         if info is None or info.etag != UNMADE_ETAG:
             return False
         page = await self.store.list_page(marker)
-        if {entry.key for entry in page.objects}.union(page.prefixes) - {marker}:
+        if {entry.key for entry in page.objects}.union(page.prefixes, page.unreadable) - {marker}:
             return False
         moment.check()  # else a directory may have been made here at that key
         await self.store.delete(marker)

@@ -122,7 +122,7 @@ class Conflicts:
             return None
         page = await self.store.list_page(marker)
         info: ObjectInfo | None = ObjectInfo(marker, 0, "", 0)
-        if not {entry.key for entry in page.objects}.union(page.prefixes) - {marker}:
+        if not {entry.key for entry in page.objects}.union(page.prefixes, page.unreadable) - {marker}:
             info = await look(self.store, marker)
             if info is not None and info.etag == UNMADE_ETAG:  # what is left of one, or begins to be one
                 return None

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse import keys, waits
-from s3fuse.errors import NeedsCredentials, NotFound, StoreError, Unavailable
+from s3fuse.errors import BadResponse, NeedsCredentials, NotFound, StoreError, Unavailable
 from s3fuse.namespace.inodes import Inode, Listing
 from s3fuse.namespace.merge import Merge
+from s3fuse.store.walk import Walk
 from s3fuse.writing.upload import first_failure
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class Directories:
         self.defaults = defaults
         self.ttl_s = ttl_s
         self.hidden: Counter[str] = Counter()  # directory key -> names that cannot be shown
+        self.unreadable: Counter[str] = Counter()  # directory key -> entries that the server lists with errors
         self._away_until = 0.0  # the server did not answer: until then it is not asked about what is known
         self._believed: dict[Inode | Listing, bool] = {}  # what is used without an answer, and whether it was outdated
         self._loaded: dict[int, _Loading] = {}
@@ -189,18 +191,30 @@ class Directories:
         while not await self._list(directory, pages=None) and not directory.folder().complete:
             pass  # somebody else's listing was of a few pages only
 
-    async def learn_all(self, children: list[Inode]) -> None:
-        """Fetches the attributes that a listing did not give, in parallel (the store limits how many at once)."""
+    async def learn_all(self, children: list[Inode], *, leave_bad: bool = False) -> None:
+        """Fetches the attributes that a listing did not give, in parallel (the store limits how many at once).
+
+        With `leave_bad` those stay unknown of which the answer cannot be read.
+        """
+
+        async def learn(child: Inode) -> None:
+            try:
+                await self.learn(child)
+            except BadResponse as error:
+                if not leave_bad:
+                    raise
+                log.info("attributes are unknown: %s", error)
+
         unknown = [child for child in children if child.outdated or not child.attributes_known]
         if len(unknown) == 1:
             with waits.interruptible():
-                await self.learn(unknown[0])
+                await learn(unknown[0])
         elif unknown:
             try:
                 with waits.interruptible():
                     async with trio.open_nursery() as nursery:
                         for child in unknown:
-                            nursery.start_soon(self.learn, child)
+                            nursery.start_soon(learn, child)
             except BaseExceptionGroup as group:
                 raise first_failure(group) from None
 
@@ -222,7 +236,7 @@ class Directories:
         marker = next((info for info in page.objects if info.key == key), None)
         if marker is not None:
             self._merge.marker(inode, marker, started)
-        elif page.objects or page.prefixes or inode.children or not self._merge.believable(inode, started):
+        elif not page.is_empty or inode.children or not self._merge.believable(inode, started):
             inode.learned(None)
             inode.valid_until = started + self.ttl_s
         else:
@@ -251,12 +265,14 @@ class Directories:
         token: str | None = None
         hidden = 0
         started = time.monotonic()
+        walk = Walk()
         while True:
             with waits.interruptible():
                 page = await self.store.list_page(prefix, delimiter="", token=token)
             for info in page.objects:
                 hidden += not self._merge.below(directory, info.key[len(prefix) :], info, started)
-            token = page.next_token
+            hidden += len(page.unreadable)
+            token = walk.follow(page)
             if token is None:
                 return hidden
 
@@ -292,7 +308,7 @@ class Directories:
         is_prefix = key + "/" in page.prefixes
         if not is_prefix and page.next_token is not None and self._last(page) < key + "/":
             below = await self.store.list_page(key + "/", limit=1)
-            is_prefix = bool(below.objects or below.prefixes)
+            is_prefix = not below.is_empty
         if is_prefix and await self._is_ghost(directory, key + "/"):
             if name in directory.children:
                 return
@@ -302,6 +318,8 @@ class Directories:
             self._merge.prefix(directory, name, started)
         elif info is not None:
             self._merge.object(directory, name, info, started)
+        elif key in page.unreadable and name in directory.children:
+            log.info("what the server says of %s cannot be read: what is known stays", key)
         else:
             self._merge.absent(directory, name, started)
 
@@ -314,7 +332,7 @@ class Directories:
         if (child is None or child.is_directory) and not self.inodes.was_file(key[:-1]):
             return False
         below = await self.store.list_page(key, limit=1)
-        return not (below.objects or below.prefixes)
+        return below.is_empty
 
     @staticmethod
     def _last(page: Page) -> str:
@@ -352,7 +370,8 @@ class Directories:
         started = time.monotonic()
         seen: set[str] = set()
         token: str | None = None
-        hidden = count = 0
+        hidden = count = unreadable = 0
+        walk = Walk()
         while True:
             asked = time.monotonic()
             page = await self.store.list_page(prefix, token=token)
@@ -363,8 +382,10 @@ class Directories:
                 seen.update(key[len(prefix) : -1] for key in ghosts)
             shown = self._merge.page(directory, page, started, asked)
             seen.update(shown.files, shown.directories)
+            seen.update(key[len(prefix) :] for key in page.unreadable)  # what is known of them stays as well
             hidden += shown.hidden
-            token = page.next_token
+            unreadable += len(page.unreadable)
+            token = walk.follow(page)
             if token is None or count == pages:
                 break
         listing.probes = 0
@@ -383,9 +404,16 @@ class Directories:
         listing.complete = True
         listing.valid_until = valid_until
         listing.absent.clear()
-        self._note_hidden(prefix, hidden)
+        self._note(self.hidden, prefix, hidden, "%d keys below %r cannot be shown as files (see README, odd keys)")
+        self._note(
+            self.unreadable, prefix, unreadable, "%d entries below %r are left out: the server lists them with errors"
+        )
 
-    def _note_hidden(self, prefix: str, hidden: int) -> None:
-        if hidden and hidden != self.hidden[prefix]:
-            log.warning("%d keys below %r cannot be shown as files (see README, odd keys)", hidden, prefix)
-        self.hidden[prefix] = hidden
+    @staticmethod
+    def _note(counter: Counter[str], prefix: str, count: int, text: str) -> None:
+        if count and count != counter[prefix]:
+            log.warning(text, count, prefix)
+        if count:
+            counter[prefix] = count
+        else:
+            counter.pop(prefix, None)

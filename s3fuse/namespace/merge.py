@@ -93,7 +93,8 @@ class Merge:
         child.valid_until = started + self.ttl_s
         if remote.etag != info.etag:  # open for writing here: its upload will meet the other version
             return
-        same = remote.modified_ns in (0, info.modified_ns)
+        # Two sizes of one etag: one of the answers was wrong, and both may be asked for again.
+        same = remote.modified_ns in (0, info.modified_ns) and remote.size_bytes == info.size_bytes
         if info.metadata is None and same and child.attributes_known:
             child.remote = dataclasses.replace(remote, modified_ns=info.modified_ns)
             return

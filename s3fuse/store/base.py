@@ -71,11 +71,20 @@ class ObjectInfo:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Up to 1000 entries of a listing in key order; `next_token` is None on the last page."""
+    """Up to 1000 entries of a listing in key order; `next_token` is None on the last page.
+
+    `unreadable` are the keys of further entries, of which the server says something impossible; "" where it is the key.
+    """
 
     objects: tuple[ObjectInfo, ...]
     prefixes: tuple[str, ...]
     next_token: str | None
+    unreadable: tuple[str, ...] = ()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the server knows of no key here."""
+        return not (self.objects or self.prefixes or self.unreadable)
 
 
 @dataclass(frozen=True, slots=True)

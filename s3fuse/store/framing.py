@@ -12,6 +12,9 @@ from s3fuse.errors import BadResponse
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+#: Two KiB of metadata in names of one letter are 170.
+_MAX_HEADERS = 1000
+
 
 @dataclass(slots=True)
 class Answer:
@@ -28,8 +31,10 @@ class Framing:
     def __init__(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: dict[str, str] = {}
+        self._count = 0
         self.answer: Answer | None = None
-        self.data: list[bytes] = []
+        #: The bytes of the body so far, in one piece: those of a hostile server come one by one.
+        self.data = bytearray()
         self.complete = False
         self.keep_alive = False
 
@@ -37,7 +42,7 @@ class Framing:
         """Takes the next bytes of the stream. Raises BadResponse where they are not HTTP."""
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as exc:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             if not self.complete:
                 raise BadResponse(f"the answer is not HTTP: {exc}") from exc
             self.keep_alive = False
@@ -47,8 +52,11 @@ class Framing:
             self.keep_alive = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
+        if self.answer is not None:  # a trailer: nobody asked for any
             return
+        self._count += 1
+        if self._count > _MAX_HEADERS:
+            raise BadResponse(f"the answer has more than {_MAX_HEADERS} headers")
         key = name.decode("latin-1").lower()
         text = value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
@@ -63,7 +71,7 @@ class Framing:
 
     def on_body(self, data: bytes) -> None:
         if not self.complete:
-            self.data.append(data)
+            self.data += data
 
     def on_message_complete(self) -> None:
         self.complete = self.answer is not None
@@ -86,14 +94,13 @@ class Sink:
                 return
             self.room = following
 
-    def write(self, pieces: Sequence[bytes]) -> None:
+    def write(self, data: bytes | bytearray) -> None:
         """Copies bytes into the buffers. Raises BadResponse where they are full."""
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                if not self.room:
-                    raise BadResponse("the answer has more bytes than were due")
-                count = min(len(view), len(self.room))
-                self.room[:count] = view[:count]
-                view = view[count:]
-                self.advance(count)
+        at = 0
+        while at < len(data):
+            if not self.room:
+                raise BadResponse("the answer has more bytes than were due")
+            count = min(len(data) - at, len(self.room))
+            self.room[:count] = data[at : at + count]
+            at += count
+            self.advance(count)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, fields
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 from xml.sax.saxutils import escape
 
 from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, Refused, StoreError
-from s3fuse.store import s3xml
+from s3fuse.store import s3listing, s3xml
 from s3fuse.store.base import ANY, MAX_KEY_BYTES, Bytes, Part
 from s3fuse.store.s3checks import check_stored, crc32_header, multipart_etag
 from s3fuse.store.s3client import Call, S3Client
 from s3fuse.store.s3headers import check_range, condition_headers, write_headers
+from s3fuse.store.s3listing import Asked
 from s3fuse.store.s3markers import Markers, Routed, sidecar_key, without_marker_metadata
 from s3fuse.store.s3objects import S3Objects, deleted
+from s3fuse.store.s3parsing import parsed
 from s3fuse.store.s3probe import Findings, probe
 from s3fuse.store.transport import Transport
 
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from s3fuse.store.base import Body, Capabilities, Condition, Page, Upload
     from s3fuse.store.framing import Answer
     from s3fuse.store.s3markers import Objects
+
+#: The longest answer to a listing: what an entry with a key of 1 KiB and 2 KiB of metadata may take, escaped as XML.
+_ANSWER_BYTES = 1 << 20
+_ENTRY_BYTES = 16 << 10
 
 
 class S3Store(Routed):
@@ -66,12 +73,15 @@ class S3Store(Routed):
     async def check(self) -> None:
         # A listing and not HEAD: its refusals have a body that says why.
         query = _query({"list-type": "2", "max-keys": "1"})
-        await self._client.ask(Call("list", "GET", query=query), _page)
+        await self._client.ask(Call("list", "GET", query=query), self._first_page)
 
     async def ping(self) -> None:
         """Asks the server once whether it answers, whatever waits; `health` learns of it. Raises StoreError."""
         call = Call("list", "GET", query=_query({"list-type": "2", "max-keys": "1"}), ping=True)
-        await self._client.ask(call, _page)
+        await self._client.ask(call, self._first_page)
+
+    async def _first_page(self, answer: Answer) -> Page:
+        return s3listing.parse_page(answer.body, Asked(self._bucket), metadata_known=False)
 
     async def probe(self) -> Capabilities:
         self._objects.findings = findings = await probe(self._client, self)
@@ -111,24 +121,28 @@ class S3Store(Routed):
         fields |= {"delimiter": delimiter} if delimiter else {}
         fields |= {"start-after": start_after} if start_after else {}
         fields |= {"continuation-token": token} if token is not None else {}
+        asked = Asked(self._bucket, prefix, delimiter, token)
+        answer_bytes = _ANSWER_BYTES + limit * _ENTRY_BYTES
         known = self._objects.findings.list_metadata
-        if known is not False:
-            page = await self._list_with_metadata(fields, metadata_known=bool(known))
-            if page is not None:
-                return page
-        return self._page(await self._client.ask(Call("list", "GET", query=_query(fields)), _page))
 
-    async def _list_with_metadata(self, fields: Mapping[str, str], *, metadata_known: bool) -> Page | None:
-        """None where it cannot be read: MinIO makes XML names of metadata names, and somebody's may not be any."""
+        async def read(answer: Answer) -> Page:
+            return await parsed(answer.body, partial(s3listing.parse_page, asked=asked, metadata_known=False))
 
-        async def read(answer: Answer) -> Page | None:
+        async def read_metadata(answer: Answer) -> Page | None:
+            """None where it cannot be read: MinIO makes XML names of metadata names, and somebody's may not be any."""
+            parse = partial(s3listing.parse_page, asked=asked, metadata_known=bool(known))
             try:
-                return s3xml.parse_page(answer.body, metadata_known=metadata_known)
+                return await parsed(answer.body, parse)
             except BadResponse:
                 return None
 
-        page = await self._client.ask(Call("list", "GET", query=_query({**fields, "metadata": "true"})), read)
-        return page and self._page(page)
+        if known is not False:
+            query = _query({**fields, "metadata": "true"})
+            page = await self._client.ask(Call("list", "GET", query=query, answer_bytes=answer_bytes), read_metadata)
+            if page is not None:
+                return self._page(page)
+        call = Call("list", "GET", query=_query(fields), answer_bytes=answer_bytes)
+        return self._page(await self._client.ask(call, read))
 
     def _page(self, page: Page) -> Page:
         return without_marker_metadata(page) if self._objects.findings.marker_metadata is False else page
@@ -207,23 +221,24 @@ class S3Store(Routed):
         encoding = {} if self._client.server.startswith("SeaweedFS") else {"encoding-type": "url"}
         fields = {"uploads": "", "prefix": asked} | encoding
         uploads: list[Upload] = []
+        seen: set[tuple[str, str]] = set()
+
+        async def read(answer: Answer) -> tuple[list[Upload], tuple[str, str] | None]:
+            return await parsed(answer.body, partial(s3listing.parse_uploads, bucket=self._bucket))
+
         while True:
-            page, markers = await self._client.ask(Call("list_uploads", "GET", query=_query(fields)), _uploads)
+            call = Call("list_uploads", "GET", query=_query(fields), answer_bytes=_ANSWER_BYTES + 1000 * _ENTRY_BYTES)
+            page, markers = await self._client.ask(call, read)
             uploads += [upload for upload in page if upload.key.startswith(prefix)]
             if markers is None:
                 return uploads
+            if markers in seen:
+                raise BadResponse(f"the listing of uploads in {self._bucket} has no end: its markers repeat themselves")
+            seen.add(markers)
             fields |= {"key-marker": markers[0], "upload-id-marker": markers[1]}
 
     async def aclose(self) -> None:
         await self._transport.aclose()
-
-
-async def _page(answer: Answer) -> Page:
-    return s3xml.parse_page(answer.body, metadata_known=False)
-
-
-async def _uploads(answer: Answer) -> tuple[list[Upload], tuple[str, str] | None]:
-    return s3xml.parse_uploads(answer.body)
 
 
 def _query(fields: Mapping[str, str]) -> str:

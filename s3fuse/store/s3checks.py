@@ -14,6 +14,7 @@ import trio
 from s3fuse.errors import BadResponse
 from s3fuse.store.base import Bytes
 from s3fuse.store.body import iterating
+from s3fuse.store.s3fields import etag_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -63,9 +64,9 @@ def multipart_etag(parts: Sequence[Part]) -> str | None:
 
 async def check_stored(headers: Mapping[str, str], crc32: str, body: Body, key: str) -> str:
     """The etag of what was stored. Raises BadResponse if that is not what was sent."""
-    etag = headers.get("etag", "").strip('"')
-    if not etag:
+    if not headers.get("etag", "").strip('"'):
         raise BadResponse("the answer to a write has no etag", key)
+    etag = etag_of(headers["etag"])
     echoed = headers.get("x-amz-checksum-crc32")
     if echoed is not None:
         stored = echoed == crc32

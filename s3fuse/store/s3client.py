@@ -26,7 +26,8 @@ from s3fuse.errors import (
     Unsupported,
 )
 from s3fuse.store.health import Health
-from s3fuse.store.s3xml import Failure, parse_failure, parse_page, parse_result
+from s3fuse.store.s3listing import Asked, parse_page
+from s3fuse.store.s3xml import Failure, parse_failure, parse_result
 from s3fuse.store.signing import Signer
 from s3fuse.store.transport import NotSent, Transport
 
@@ -64,8 +65,8 @@ _AGAIN = frozenset({"ConditionalRequestConflict", "OperationAborted", "RequestTi
 class Call:
     """A request before it is signed. `query` is encoded already; `size_bytes` is what it moves, for the deadline.
 
-    `conditional` calls are not repeated by the client: their sender looks first at what became of them. `ping` calls
-    are sent once, without waiting for others.
+    `answer_bytes` is the most that an answer in memory may have. `conditional` calls are not repeated by the client:
+    their sender looks first at what became of them. `ping` calls are sent once, without waiting for others.
     """
 
     operation: str
@@ -77,6 +78,7 @@ class Call:
     buffers: Sequence[memoryview] = ()
     check: Callable[[Answer], None] | None = None
     size_bytes: int = 0
+    answer_bytes: int = 1 << 20
     conditional: bool = False
     head_only: bool = False
     ping: bool = False
@@ -117,7 +119,7 @@ class S3Client:
     ) -> None:
         self._transport = transport
         self._signer = Signer(transport.scheme, transport.host, region, provider)
-        self._bucket = bucket
+        self.bucket = bucket
         self._requests = requests
         #: How long a read waits for a server that does not answer.
         self.deadline_s = deadline_s
@@ -128,7 +130,7 @@ class S3Client:
 
     def path(self, key: str) -> str:
         """The request path of a key: every byte outside RFC 3986's unreserved set and `/` is escaped."""
-        return f"/{self._bucket}/{quote(key, safe='/~')}" if key else f"/{self._bucket}"
+        return f"/{self.bucket}/{quote(key, safe='/~')}" if key else f"/{self.bucket}"
 
     async def send(self, call: Call) -> Answer:
         """The successful (2xx) answer. Raises a StoreError that names the bucket and key, after all retries."""
@@ -234,10 +236,13 @@ class S3Client:
         answer, _ = await self._once(listing, started)
         if answer.status >= 300:
             raise self._error(listing, answer.status, self._failure(answer))
-        found = parse_page(answer.body, metadata_known=False).objects
+        try:
+            page = parse_page(answer.body, Asked(self.bucket, call.key), metadata_known=False)
+        except BadResponse as exc:
+            raise BadResponse(f"list {self.name(call.key)}: {exc}", call.key) from exc
         # SeaweedFS lists directories that have no marker.
         unmade = call.key.endswith("/") and self.server.startswith("SeaweedFS")
-        if status == 404 and found and found[0].key == call.key and not unmade:
+        if status == 404 and call.key in (*(found.key for found in page.objects), *page.unreadable) and not unmade:
             raise BadResponse(f"head {self.name(call.key)}: 404, but a listing has it", call.key)
 
     async def _once(self, call: Call, started: float) -> tuple[Answer, _Signed]:
@@ -262,6 +267,7 @@ class S3Client:
                 body=call.body,
                 buffers=call.buffers,
                 check=call.check,
+                text_bytes=call.answer_bytes,
                 repeatable=not call.conditional,
                 head_only=call.head_only,
             )
@@ -277,7 +283,7 @@ class S3Client:
 
     def name(self, key: str) -> str:
         """How messages name a key: endpoint, bucket and key."""
-        return f"{self._transport.endpoint}/{self._bucket}" + (f"/{key}" if key else "")
+        return f"{self._transport.endpoint}/{self.bucket}" + (f"/{key}" if key else "")
 
     def _failure(self, answer: Answer) -> Failure:
         failure = parse_failure(answer.body)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from s3fuse.errors import BadResponse, PreconditionFailed, Refused
 from s3fuse.store.base import KEPT_HEADERS, Condition, ObjectInfo
+from s3fuse.store.s3fields import etag_of, http_time_ns, size_of
 from s3fuse.store.s3xml import user_metadata
 
 if TYPE_CHECKING:
@@ -57,17 +57,16 @@ def object_info(key: str, answer: Answer) -> ObjectInfo:
     """The version that the answer to a HEAD describes. Raises BadResponse."""
     headers = answer.headers
     try:
-        modified = parsedate_to_datetime(headers["last-modified"])
         return ObjectInfo(
             key,
-            int(headers["content-length"]),
-            headers["etag"].strip('"'),
-            int(modified.timestamp()) * 1_000_000_000,
+            size_of(headers["content-length"]),
+            etag_of(headers["etag"]),
+            http_time_ns(headers["last-modified"]),
             user_metadata(iter(headers.items())),
             {name: headers[name] for name in KEPT_HEADERS & headers.keys()},
         )
-    except (KeyError, ValueError) as exc:
-        raise BadResponse(f"the answer does not describe an object: {exc}", key) from exc
+    except KeyError as exc:
+        raise BadResponse(f"the answer does not describe an object: it has no {exc.args[0]}", key) from exc
 
 
 def check_range(answer: Answer, offset: int, size_bytes: int, etag: str) -> None:

@@ -6,6 +6,7 @@ MinIO and SeaweedFS refuse a mismatch and echo the checksum. Where it is not ech
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,6 +17,7 @@ from s3fuse.store.base import ANY, Bytes
 from s3fuse.store.s3checks import check_stored, crc32_header, md5_header, md5_of
 from s3fuse.store.s3client import Call, S3Client, acted
 from s3fuse.store.s3headers import condition_headers, object_info, write_headers
+from s3fuse.store.s3parsing import parsed
 from s3fuse.store.s3probe import Findings
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from s3fuse.store.base import Body, Condition, ObjectInfo
     from s3fuse.store.framing import Answer
 
+#: A thousand keys of 1 KiB and as many reasons why they are still there.
+_DELETED_BYTES = 8 << 20
 #: How often a conditional write is tried when its answers get lost.
 _CONDITIONAL_ATTEMPTS = 5
 
@@ -32,10 +36,6 @@ async def deleted(answer: Answer) -> None:
     """Reads the answer to a DELETE, which is 204: a page with 200 comes from something that is no S3 server."""
     if answer.body:
         raise BadResponse(f"{answer.status} with a body came where a deletion was to be confirmed")
-
-
-async def _failed_deletes(answer: Answer) -> dict[str, str]:
-    return s3xml.parse_deleted(answer.body)
 
 
 class S3Objects:
@@ -174,8 +174,13 @@ class S3Objects:
         failed: dict[str, str] = {}
         if named:
             body = s3xml.delete_body(named)
-            call = Call("delete_many", "POST", "", "delete=", {"content-md5": md5_header(body)}, Bytes(body))
-            failed |= await self._client.ask(call, _failed_deletes)
+            sent = {"content-md5": md5_header(body)}
+            call = Call("delete_many", "POST", "", "delete=", sent, Bytes(body), answer_bytes=_DELETED_BYTES)
+
+            async def read(answer: Answer) -> dict[str, str]:
+                return await parsed(answer.body, partial(s3xml.parse_deleted, keys=named))
+
+            failed |= await self._client.ask(call, read)
         for key in set(keys).difference(named):
             try:
                 await self.delete(key)

@@ -1,32 +1,39 @@
-"""S3's XML answers and request bodies, parsed and written; pure.
+"""S3's XML: documents parsed within bounds, their small answers read, and request bodies written; pure.
 
-Elements are matched by local name: MinIO and AWS use a namespace, SeaweedFS mostly does not. Keys in listings are
-asked for with `encoding-type=url` because XML cannot carry control characters; all servers write a blank as `+`.
+Elements are matched by local name: MinIO and AWS use a namespace, SeaweedFS mostly does not. Listings are read by
+`s3listing`.
+
+A document costs memory and time by its tags (300 bytes and 2 µs each where they are nested), so these are counted
+before anything is built. That bounds the depth as well, which costs nothing beyond its tags.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
-from functools import lru_cache
-from typing import TYPE_CHECKING
-from urllib.parse import unquote_plus
+from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 from xml.sax.saxutils import escape
 
 from s3fuse.errors import BadResponse
-from s3fuse.store.base import ObjectInfo, Page, Upload
+from s3fuse.store.s3fields import etag_of, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from s3fuse.store.base import Part
 
-_META = "x-amz-meta-"
+#: A thousand entries with 2 KiB of metadata in names of one letter have 380,000.
+MAX_TAGS: Final = 400_000
+#: The interpreter's lock is free between two pieces: each takes about a millisecond.
+_PIECE_BYTES: Final = 32 << 10
+_BOM: Final = b"\xef\xbb\xbf"
+_CODE: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MESSAGE_CHARS: Final = 500
+_META: Final = "x-amz-meta-"
 #: Characters no XML 1.0 document can hold, escaped or not.
-_ILLEGAL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
-_ESCAPES = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
+_ILLEGAL: Final = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+_ESCAPES: Final = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,63 +44,51 @@ class Failure:
     message: str = ""
 
 
-def parse_failure(body: bytes) -> Failure:
-    """The error that `body` tells of."""
+def parse(body: bytes, kind: str) -> ET.Element:
+    """The root of a document, which is a `kind`. Raises BadResponse where it is none, or too large to be one."""
+    root = _document(body)
+    if local_name(root) != kind:
+        raise BadResponse(f"the answer is {quoted(local_name(root))} where {kind} was due")
+    return root
+
+
+def _document(body: bytes) -> ET.Element:
+    data = body.strip().removeprefix(_BOM)
+    # In UTF-8 alone are the bytes of a tag what is counted here.
+    if not data.startswith(b"<") or b"\0" in data[:4]:
+        raise BadResponse("the answer is not the XML that was due")
+    if b"<!DOCTYPE" in data:  # which could declare entities that stand for any amount of text
+        raise BadResponse("the answer is not the XML that was due: it has a document type")
+    if data.count(b"<") > MAX_TAGS:
+        raise BadResponse(f"the answer has more than {MAX_TAGS} tags")
+    parser = ET.XMLParser(encoding="utf-8")
     try:
-        root = ET.fromstring(body.strip())
-    except ET.ParseError:
+        for at in range(0, len(data), _PIECE_BYTES):
+            parser.feed(data[at : at + _PIECE_BYTES])
+        root: ET.Element = parser.close()
+    except ET.ParseError as exc:
+        raise BadResponse(f"the answer is not the XML that was due: {exc}") from exc
+    return root
+
+
+def local_name(element: ET.Element) -> str:
+    """The name of an element without its namespace."""
+    return element.tag.rpartition("}")[2]
+
+
+def text_of(element: ET.Element, name: str) -> str:
+    """The text of the first child with this name; "" where there is none."""
+    return next((child.text or "" for child in element if local_name(child) == name), "")
+
+
+def parse_failure(body: bytes) -> Failure:
+    """The error that `body` tells of. Its code is a name and its message short, else they are left out and cut."""
+    try:
+        root = parse(body, "Error")
+    except BadResponse:
         return Failure()
-    if _local(root) != "Error":
-        return Failure()
-    return Failure(_text(root, "Code"), _text(root, "Message"))
-
-
-def parse_page(body: bytes, *, metadata_known: bool) -> Page:
-    """A ListObjectsV2 answer. With `metadata_known` an entry without user metadata has {}, else None."""
-    objects: list[ObjectInfo] = []
-    prefixes: list[str] = []
-    token = ""
-    truncated = False
-    root = _parse(body, "ListBucketResult")
-    decode = _decoder(root)
-    for element in root:
-        match _local(element):
-            case "Contents":
-                objects.append(_entry(element, decode, metadata_known))
-            case "CommonPrefixes":
-                prefixes.append(decode(_text(element, "Prefix")))
-            case "NextContinuationToken":
-                token = element.text or ""
-            case "IsTruncated":
-                truncated = element.text == "true"
-    if truncated and not token:
-        raise BadResponse("the listing is cut off without a continuation token")
-    if "\ufffd" in token:
-        # SeaweedFS gives the last name as token, and XML has replaced a control character in it.
-        token = max([entry.key for entry in objects[-1:]] + prefixes[-1:])
-    return Page(tuple(objects), tuple(prefixes), token if truncated else None)
-
-
-def _entry(element: ET.Element, decode: Callable[[str], str], metadata_known: bool) -> ObjectInfo:
-    key = etag = modified = ""
-    size_bytes = 0
-    metadata: Mapping[str, str] | None = {} if metadata_known else None
-    for child in element:
-        # Comparing suffixes spares a split for each of six elements of each of a thousand entries.
-        tag = child.tag
-        if tag.endswith("Key"):
-            key = child.text or ""
-        elif tag.endswith("LastModified"):
-            modified = child.text or ""
-        elif tag.endswith("ETag"):
-            etag = child.text or ""
-        elif tag.endswith("Size"):
-            size_bytes = int(child.text or 0)
-        elif tag.endswith("UserMetadata"):
-            metadata = user_metadata((item.tag[item.tag.rfind("}") + 1 :], item.text or "") for item in child)
-    if not key:
-        raise BadResponse("the listing has an entry without a key")
-    return ObjectInfo(decode(key), size_bytes, etag.strip('"'), parse_time(modified), metadata)
+    code = text_of(root, "Code")
+    return Failure(code if _CODE.fullmatch(code) else "", text_of(root, "Message")[:_MESSAGE_CHARS])
 
 
 def user_metadata(headers: Iterator[tuple[str, str]]) -> dict[str, str]:
@@ -102,35 +97,30 @@ def user_metadata(headers: Iterator[tuple[str, str]]) -> dict[str, str]:
     return {name[start:].lower(): value for name, value in headers if name[:start].lower() == _META}
 
 
-def parse_uploads(body: bytes) -> tuple[list[Upload], tuple[str, str] | None]:
-    """A ListMultipartUploads answer and the markers (key, upload id) of the next page."""
-    root = _parse(body, "ListMultipartUploadsResult")
-    decode = _decoder(root)
-    uploads = [
-        Upload(decode(_text(item, "Key")), _text(item, "UploadId"), parse_time(_text(item, "Initiated")))
-        for item in root
-        if _local(item) == "Upload"
-    ]
-    if _text(root, "IsTruncated") != "true":
-        return uploads, None
-    return uploads, (decode(_text(root, "NextKeyMarker")), _text(root, "NextUploadIdMarker"))
-
-
 def parse_result(body: bytes, kind: str, field: str) -> str:
     """One field of a small answer such as CopyObjectResult, without quotes. Raises BadResponse where it is missing."""
-    value = _text(_parse(body, kind), field).strip('"')
+    value = text_of(parse(body, kind), field)
     if not value:
         raise BadResponse(f"the answer {kind} has no {field}")
-    return value
+    return etag_of(value) if field == "ETag" else value
 
 
-def parse_deleted(body: bytes) -> dict[str, str]:
-    """The keys that a multi-object delete could not delete, with the reason."""
-    return {
-        _text(item, "Key"): f"{_text(item, 'Code')}: {_text(item, 'Message')}"
-        for item in _parse(body, "DeleteResult")
-        if _local(item) == "Error" and _text(item, "Code") != "NoSuchKey"
-    }
+def parse_deleted(body: bytes, keys: Sequence[str]) -> dict[str, str]:
+    """Those of the keys that a multi-object delete could not delete, with the reason.
+
+    Raises BadResponse where the answer names another key: then it is not known which of ours are left.
+    """
+    asked = set(keys)
+    failed: dict[str, str] = {}
+    for item in parse(body, "DeleteResult"):
+        if local_name(item) != "Error":
+            continue
+        key, code = text_of(item, "Key"), text_of(item, "Code")
+        if key not in asked:
+            raise BadResponse(f"the answer names {quoted(key)}, which was not to be deleted")
+        if code != "NoSuchKey":
+            failed[key] = f"{code}: {text_of(item, 'Message')}"[:_MESSAGE_CHARS]
+    return failed
 
 
 def fits_xml(key: str) -> bool:
@@ -147,46 +137,7 @@ def delete_body(keys: Sequence[str]) -> bytes:
 def complete_body(parts: Sequence[Part]) -> bytes:
     """The request that completes a multipart upload."""
     listed = "".join(
-        f'<Part><PartNumber>{part.number}</PartNumber><ETag>"{part.etag}"</ETag></Part>'
+        f'<Part><PartNumber>{part.number}</PartNumber><ETag>"{escape(part.etag)}"</ETag></Part>'
         for part in sorted(parts, key=lambda part: part.number)
     )
     return f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
-
-
-def parse_time(text: str) -> int:
-    """ns since the epoch of an ISO 8601 time in UTC, without its fraction: HEAD has none, and the two must agree."""
-    return _second_ns(text[:19])
-
-
-@lru_cache(maxsize=1024)
-def _second_ns(text: str) -> int:
-    try:
-        return int(datetime.fromisoformat(f"{text}+00:00").timestamp()) * 1_000_000_000
-    except ValueError as exc:
-        raise BadResponse(f"not a time: {text!r}") from exc
-
-
-def _parse(body: bytes, kind: str) -> ET.Element:
-    try:
-        root = ET.fromstring(body.strip())
-    except ET.ParseError as exc:
-        raise BadResponse(f"the answer is not the XML that was due: {exc}") from exc
-    if _local(root) != kind:
-        raise BadResponse(f"the answer is {_local(root)} where {kind} was due")
-    return root
-
-
-def _decoder(root: ET.Element) -> Callable[[str], str]:
-    """How names in an answer are decoded."""
-    return unquote_plus if _text(root, "EncodingType") == "url" else str
-
-
-def _local(element: ET.Element) -> str:
-    return element.tag.rpartition("}")[2]
-
-
-def _text(element: ET.Element, name: str) -> str:
-    for child in element:
-        if _local(child) == name:
-            return child.text or ""
-    return ""

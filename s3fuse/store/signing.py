@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 import trio
 
 from s3fuse.credentials import StaticProvider
-from s3fuse.errors import NeedsCredentials
+from s3fuse.errors import BadResponse, NeedsCredentials
 from s3fuse.store import sigv4
+from s3fuse.store.s3fields import http_time
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _REUSE_S = 5.0
 #: No server refuses a signature that is less off: its Date header has whole seconds, and requests take time.
 _TOLERATED_SKEW = timedelta(seconds=5)
+#: No clock that is merely wrong is more off; time cannot be counted on for ever from a date in year 9999.
+_MOST_SKEW = timedelta(days=36525)
 
 
 class Signer:
@@ -61,12 +63,12 @@ class Signer:
     def learn_time(self, date: str | None, used: timedelta) -> bool:
         """Follows the Date header of a refusal; True if that is far enough from the offset `used` to be its reason."""
         try:
-            server = parsedate_to_datetime(date or "")
-        except ValueError:
-            return False
-        if server.tzinfo is None:
+            server = http_time(date or "")
+        except BadResponse:
             return False
         offset = server - datetime.now(UTC)
+        if abs(offset) > _MOST_SKEW:
+            return False
         if abs(offset - self.offset) > _TOLERATED_SKEW:
             self.offset = offset
             seconds = round(offset.total_seconds())

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 _HEAD_BYTES = 16 << 10
 #: A head larger than this is not S3.
 _MAX_HEAD_BYTES = 256 << 10
-#: XML answers: 1,000 entries with 2 KiB of metadata each take about 4 MiB.
-_MAX_TEXT_BYTES = 64 << 20
+#: What is read of the answer that says why a request failed: S3's own documents have less than 1 KiB.
+_REASON_BYTES = 64 << 10
 #: A body up to this size is sent in one call with the head, without watching for an early answer.
 _SMALL_BODY_BYTES = 64 << 10
 _BODYLESS = frozenset({204, 304})
@@ -85,6 +85,7 @@ class _Request:
     body: Body | None
     buffers: Sequence[memoryview]
     check: Callable[[Answer], None] | None
+    text_bytes: int
     head_only: bool
     stall_s: float
 
@@ -136,6 +137,7 @@ class Transport:
         body: Body | None = None,
         buffers: Sequence[memoryview] = (),
         check: Callable[[Answer], None] | None = None,
+        text_bytes: int = 1 << 20,
         repeatable: bool = True,
         head_only: bool = False,
     ) -> Answer:
@@ -145,14 +147,16 @@ class Transport:
         `stall_s` shortens how long the request may go on without progress. `wait_s` 0 needs no slot.
 
         With `buffers`, a 200 or 206 body is received into them and must fill them exactly; `check` sees the head
-        first and raises to refuse it. Any other body is in the answer. `head_only` ends at the head (a stream).
+        first and raises to refuse it. Any other body is in the answer, and raises BadResponse beyond `text_bytes`; of
+        one that comes with a failure the beginning is enough. `head_only` ends at the head (a stream).
         A pooled connection that turns out to be closed is replaced without an error if the request is `repeatable`.
         """
         slots = self._slots_for(body) if wait_s else ()
         await self._acquire(slots, wait_s)
         try:
             sent = await headers() if callable(headers) else headers
-            request = _Request(method, _head(method, target, sent, body), body, buffers, check, head_only, stall_s)
+            head = _head(method, target, sent, body)
+            request = _Request(method, head, body, buffers, check, text_bytes, head_only, stall_s)
             return await self._request(request, limit_s, repeatable)
         finally:
             for slot in slots:
@@ -321,7 +325,7 @@ async def _receive(connection: _Connection, request: _Request, clock: _Clock) ->
             request.check(answer)
         whole = await _fill(connection, framing, request.buffers, clock)
         return answer, framing.keep_alive and whole
-    answer.body = await _text(connection, framing, clock)
+    answer.body = await _text(connection, framing, clock, request.text_bytes)
     return answer, framing.keep_alive and framing.complete
 
 
@@ -335,22 +339,24 @@ async def _feed(connection: _Connection, framing: Framing, clock: _Clock) -> int
     return received
 
 
-async def _text(connection: _Connection, framing: Framing, clock: _Clock) -> bytes:
-    answer = framing.answer
-    until_close = answer is not None and not {"content-length", "transfer-encoding"} & answer.headers.keys()
-    size_bytes = sum(map(len, framing.data))
-    while not framing.complete and size_bytes <= _MAX_TEXT_BYTES:
-        seen = len(framing.data)
+async def _text(connection: _Connection, framing: Framing, clock: _Clock, most_bytes: int) -> bytes:
+    assert framing.answer is not None
+    failed = framing.answer.status >= 300
+    if failed:
+        most_bytes = _REASON_BYTES
+    until_close = not {"content-length", "transfer-encoding"} & framing.answer.headers.keys()
+    # Chunks have heads and trailers, which are bounded as well.
+    received_bytes = len(framing.data)
+    while not framing.complete and received_bytes <= 2 * most_bytes and len(framing.data) <= most_bytes:
         try:
-            await _feed(connection, framing, clock)
+            received_bytes += await _feed(connection, framing, clock)
         except Broken:
             if until_close:
                 break
             raise
-        size_bytes += sum(map(len, framing.data[seen:]))
-    if size_bytes > _MAX_TEXT_BYTES:
-        raise BadResponse(f"the answer is longer than {_MAX_TEXT_BYTES} bytes")
-    return b"".join(framing.data)
+    if not failed and (len(framing.data) > most_bytes or received_bytes > 2 * most_bytes):
+        raise BadResponse(f"the answer is longer than {most_bytes} bytes")
+    return bytes(framing.data[:most_bytes])
 
 
 async def _fill(connection: _Connection, framing: Framing, buffers: Sequence[memoryview], clock: _Clock) -> bool:

@@ -342,7 +342,10 @@ async def test_no_credentials(open_store: Open) -> None:
 async def test_listing_that_is_no_xml_is_asked_again_without_metadata(open_store: Open) -> None:
     heads: list[str] = []
     bad = answer(200, b"<ListBucketResult><Contents><UserMetadata><a!b></a!b></UserMetadata></Contents></L>")
-    good = answer(200, b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>")
+    good = answer(
+        200,
+        b"<ListBucketResult><Name>bucket</Name><Prefix>p q</Prefix><IsTruncated>false</IsTruncated></ListBucketResult>",
+    )
     async with scripted(play(bad, good, heads=heads)) as server:
         page = await open_store(server.endpoint).list_page("p q")
     assert page.objects == ()

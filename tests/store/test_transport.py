@@ -126,13 +126,56 @@ async def test_body_until_close(connect: Connect) -> None:
         b"SSH-2.0-OpenSSH_9.2p1\r\n\r\n",
         b"\x16\x03\x01\x00\x05hello",
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 60_000,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1_001 + b"Content-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 101 Switching\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: " + b"9" * 24 + b"\r\n\r\nhello",
     ],
-    ids=["short", "long", "xml", "short-chunks", "long-chunks", "bad-chunks", "ssh", "tls", "endless-head"],
+    ids=[
+        *("short", "long", "xml", "short-chunks", "long-chunks", "bad-chunks", "ssh", "tls", "endless-head"),
+        *("many-headers", "upgrade", "negative", "huge"),
+    ],
 )
 async def test_wrong_answers(connect: Connect, data: bytes) -> None:
     async with scripted(script(data)) as server:
         with pytest.raises(BadResponse):
             await get(connect(server.endpoint), 5)
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        answer(200, b"x" * ((1 << 20) + 1)),
+        b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * (2 << 20),
+        CHUNKED + b"100000\r\n%s\r\n" % (b"x" * (1 << 20)) + b"1\r\nx\r\n" * 2,
+        CHUNKED + b"1\r\nx\r\n" * 500_000,
+        CHUNKED + b"0\r\n" + b"trailer: y\r\n" * 300_000,
+    ],
+    ids=["length", "until-close", "chunks", "small-chunks", "trailers"],
+)
+async def test_a_text_without_end_is_refused(connect: Connect, data: bytes) -> None:
+    async with scripted(script(data)) as server:
+        with pytest.raises(BadResponse, match="longer than"):
+            await get(connect(server.endpoint))
+
+
+async def test_trailers_are_no_headers(connect: Connect) -> None:
+    async with scripted(script(CHUNKED + b"2\r\nok\r\n0\r\nETag: x\r\n\r\n")) as server:
+        found = (await get(connect(server.endpoint)))[0]
+        assert (found.body, found.headers.get("etag")) == (b"ok", None)
+
+
+async def test_of_a_long_reason_the_beginning_is_enough(connect: Connect) -> None:
+    long = answer(403, b"<Error>" + b"no" * 500_000)
+    async with scripted(script(long), script(answer(204))) as server:
+        transport = connect(server.endpoint)
+        found = (await get(transport))[0]
+        assert (found.status, len(found.body)) == (403, 64 << 10)
+        assert (await get(transport))[0].status == 204
+        assert server.connections == 2
 
 
 async def test_an_error_where_bytes_were_due_is_no_data(connect: Connect) -> None:
