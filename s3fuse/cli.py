@@ -16,6 +16,7 @@ import click
 from s3fuse import __version__, config, control, daemon, kernel
 from s3fuse.cachecmd import cache
 from s3fuse.errors import ExitCode, UserError
+from s3fuse.host.private import remove_new_log
 from s3fuse.mountpoint import share
 from s3fuse.options import (
     FilePath,
@@ -110,16 +111,16 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, shared: bool, **optio
     """Mount a bucket; returns when the mount answers."""
     settings = config.MountConfig.from_options(bucket, mountpoint, options)
     log_file = settings.log_file or (None if foreground else _default_log(settings))
+    log_is_new = log_file is not None and not os.path.lexists(log_file)
     daemon.set_up_logging(settings.log_level, log_file)
     try:
         if shared:
             share(mountpoint)
         _wait_for_drain(settings)
         settings = replace(settings, log_file=log_file)
-        daemon.start_keeper(settings, daemon.WORKER, str(log_file), foreground=foreground)
+        daemon.start_keeper(settings, daemon.WORKER, str(log_file), foreground=foreground, log_is_new=log_is_new)
     except UserError:
-        if log_file is not None and log_file.exists() and not log_file.stat().st_size:
-            log_file.unlink()  # a failed mount leaves nothing behind
+        remove_new_log(log_file, is_new=log_is_new)
         raise
     if not foreground:
         _tell_of_lost_bytes(mountpoint)
@@ -134,10 +135,9 @@ def _tell_of_lost_bytes(mountpoint: Path) -> None:
 
 
 def _default_log(settings: config.MountConfig) -> Path:
-    """A daemon's log: beside the control socket, one file a mountpoint."""
-    path = control.socket_path(settings.mountpoint).with_suffix(".log")
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return path
+    """A daemon's log: beside the control socket, one file a mountpoint. Raises UserError."""
+    control.make_runtime_dir()
+    return control.socket_path(settings.mountpoint).with_suffix(".log")
 
 
 @contextmanager

@@ -6,14 +6,12 @@ then one {"result": {…}} or {"error": text, "exit_code": n}. Beside each socke
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import select
 import socket
-import stat
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 import trio
 
 from s3fuse.errors import ExitCode, StoreError, UserError, first
+from s3fuse.host.private import NotPrivate, PrivateDirectory, peer_uid, who
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -37,26 +36,48 @@ TRIES = 5
 
 
 def runtime_dir() -> Path:
-    """Where sockets are: /run/s3fuse for root, below XDG_RUNTIME_DIR else."""
-    if os.environ.get("XDG_RUNTIME_DIR") and os.geteuid() != 0:
-        return Path(os.environ["XDG_RUNTIME_DIR"]) / "s3fuse"
-    return Path("/run/s3fuse") if os.geteuid() == 0 else Path(f"/tmp/s3fuse-{os.geteuid()}")
+    """Where sockets are: /run/s3fuse for root, below XDG_RUNTIME_DIR else. It may not exist, or be somebody else's."""
+    if os.geteuid() == 0:
+        return Path("/run/s3fuse")
+    ours = os.environ.get("XDG_RUNTIME_DIR", "")
+    return Path(ours, "s3fuse") if ours.startswith("/") else Path(f"/tmp/s3fuse-{os.geteuid()}")
 
 
 def socket_path(mountpoint: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(mountpoint))).hexdigest()[:16]
-    return runtime_dir() / f"{name}.sock"
+    return runtime_dir() / _name(mountpoint, ".sock")
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Nobody else puts a mount into the runtime directory, or clears what a dead one left, meanwhile."""
-    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def _name(mountpoint: Path, end: str) -> str:
+    """The name of a mount's file in the runtime directory."""
+    return hashlib.sha256(os.fsencode(os.path.abspath(mountpoint))).hexdigest()[:16] + end
+
+
+def _opened() -> PrivateDirectory:
+    """The runtime directory. Raises FileNotFoundError where there is none, UserError where it is not ours alone."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+        return PrivateDirectory(
+            runtime_dir(), "have it removed by its owner or root, or set XDG_RUNTIME_DIR to a directory of yours"
+        )
+    except NotPrivate as error:
+        raise UserError(f"the runtime directory {error}") from None
+
+
+def _made() -> PrivateDirectory:
+    """The runtime directory, made where it is missing. Raises UserError where it is not ours alone."""
+    folder = runtime_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return _opened()
+    except FileExistsError:  # it is no directory, or a link to none
+        return _opened()
+    except OSError as error:
+        raise UserError(f"the runtime directory {folder} cannot be made: {error.strerror}") from None
+
+
+def make_runtime_dir() -> None:
+    """Returns when there is a runtime directory of this user's alone. Raises UserError."""
+    with _made():
+        pass
 
 
 # -- the daemon's side
@@ -80,7 +101,6 @@ async def serve(
 
     Started (in trio's sense) once it answers. Cancelled, it leaves the socket to another process.
     """
-    path = socket_path(mountpoint)
     task_status.started()
     async with trio.open_nursery() as answering, trio.open_nursery() as listening:
         listening.start_soon(
@@ -93,34 +113,51 @@ async def serve(
         )
         await stopping.wait()
         listening.cancel_scope.cancel()
-    with suppress(FileNotFoundError), _locked(path.parent):
-        if path.stat().st_ino == door.inode:  # else another mount has taken the mountpoint while we drained
-            path.unlink()
-            path.with_suffix(".json").unlink()
+    with _own(mountpoint, door) as folder:
+        if folder is not None:
+            folder.remove(_name(mountpoint, ".sock"))
+            folder.remove(_name(mountpoint, ".json"))
 
 
-def make_runtime_dir() -> None:
-    """Raises UserError where the runtime directory is not ours alone."""
-    folder = runtime_dir()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise UserError(f"{folder} must belong to this user with mode 0700; remove it and mount again")
+@contextmanager
+def _own(mountpoint: Path, door: Door) -> Iterator[PrivateDirectory | None]:
+    """The runtime directory, locked, while the socket in it is this door's.
+
+    None where another mount has taken the mountpoint, as one may that drains; and where there is no such directory any
+    more, or one that is not to be trusted: a mount that runs is not ended for that.
+    """
+    try:
+        opened = _opened()
+    except FileNotFoundError:
+        yield None
+        return
+    except UserError as error:
+        log.error("%s", error)
+        yield None
+        return
+    with opened as folder, folder.locked():
+        status = folder.stat(_name(mountpoint, ".sock"))
+        yield folder if status is not None and status.st_ino == door.inode else None
 
 
 def session_path(mountpoint: Path, pid: int) -> Path:
-    """Where the session of a new mount is kept, whose process that lives is `pid`; those of dead ones go."""
-    make_runtime_dir()
-    path = socket_path(mountpoint)
-    for left in path.parent.glob(f"{path.stem}.*.session*"):
-        owner = left.name.split(".")[1]
-        if not owner.isdigit() or not Path(f"/proc/{owner}").exists():
-            left.unlink(missing_ok=True)
-    return _session(path, pid)
+    """Where the session of a new mount is kept, whose process that lives is `pid`; those of dead ones go.
+
+    Raises UserError.
+    """
+    stem = _name(mountpoint, "")
+    with _made() as folder:
+        for name in folder.names(""):
+            parts = name.split(".")
+            if parts[0] != stem or len(parts) < 3 or not parts[2].startswith("session"):
+                continue
+            if not parts[1].isdigit() or not Path(f"/proc/{parts[1]}").exists():
+                folder.remove(name)
+        return folder.path / _session(stem, pid)
 
 
-def _session(path: Path, pid: int) -> Path:
-    return path.with_name(f"{path.stem}.{pid}.session")
+def _session(stem: str, pid: int) -> str:
+    return f"{stem}.{pid}.session"
 
 
 def open_door(mountpoint: Path, about: dict[str, Any]) -> Door:
@@ -128,15 +165,22 @@ def open_door(mountpoint: Path, about: dict[str, Any]) -> Door:
 
     Raises UserError.
     """
-    path = socket_path(mountpoint)
-    make_runtime_dir()
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with _locked(path.parent):
-        path.unlink(missing_ok=True)
-        listener.bind(str(path))
+    name = _name(mountpoint, ".sock")
+    with _made() as folder, folder.locked():
+        folder.remove(name)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            listener.bind(folder.at(name))
+        except OSError as error:
+            listener.close()
+            raise UserError(
+                f"the control socket {folder.path / name} cannot be made: {error.strerror}; remove what is there"
+            ) from None
         listener.listen(16)
-        _say_whose(path, about)
-        return Door(listener, path.stat().st_ino)
+        _say_whose(folder, mountpoint, about)
+        made = folder.stat(name)
+        assert made is not None, "nobody else has the directory"
+        return Door(listener, made.st_ino)
 
 
 def take_door(mountpoint: Path, about: dict[str, Any], descriptor: int, inode: int) -> Door:
@@ -148,16 +192,13 @@ def take_door(mountpoint: Path, about: dict[str, Any], descriptor: int, inode: i
 
 def say_anew(mountpoint: Path, about: dict[str, Any], door: Door) -> None:
     """Says anew whose the control socket is, unless another mount has the mountpoint by now."""
-    path = socket_path(mountpoint)
-    with suppress(FileNotFoundError), _locked(path.parent):
-        if path.stat().st_ino == door.inode:
-            _say_whose(path, about)
+    with _own(mountpoint, door) as folder:
+        if folder is not None:
+            _say_whose(folder, mountpoint, about)
 
 
-def _say_whose(path: Path, about: dict[str, Any]) -> None:
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(about))
-    part.replace(path.with_suffix(".json"))
+def _say_whose(folder: PrivateDirectory, mountpoint: Path, about: dict[str, Any]) -> None:
+    folder.write(_name(mountpoint, ".json"), json.dumps(about).encode())
 
 
 async def _answer(stream: trio.SocketStream, *, handlers: Mapping[str, Handler]) -> None:
@@ -171,6 +212,10 @@ async def _answer(stream: trio.SocketStream, *, handlers: Mapping[str, Handler])
 
     try:
         async with stream:
+            uid = peer_uid(stream.socket)
+            if uid not in (0, os.geteuid()):
+                log.warning("%s asked at the control socket, and got no answer", who(uid))
+                return
             request = await _receive(stream)
             handler = handlers.get(str(request.get("verb")))
             if handler is None:
@@ -227,25 +272,42 @@ def request(
 ) -> dict[str, Any]:
     """Asks the daemon of a mount and gives its result; where another process goes on meanwhile, asks that one.
 
-    `timeout_s` bounds the wait for each line. Raises UserError with the daemon's text and exit code, and
-    ConnectionError where no daemon listens.
+    `timeout_s` bounds the wait for each line. Raises UserError with the daemon's text and exit code, or where runtime
+    directory or socket are somebody else's; FileNotFoundError and ConnectionError where no daemon listens.
     """
     for left in reversed(range(TRIES)):
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
-            client.settimeout(timeout_s)
-            client.connect(str(socket_path(mountpoint)))
-            with suppress(ConnectionResetError, BrokenPipeError):
-                client.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
-                for answer in _lines(client):
-                    if "progress" in answer:
-                        on_progress(answer["progress"])
-                    elif "error" in answer:
-                        raise UserError(str(answer["error"]), ExitCode(answer["exit_code"]))
-                    else:
-                        return dict(answer["result"])
+        with _connected(mountpoint, timeout_s) as client, suppress(ConnectionResetError, BrokenPipeError):
+            client.sendall(json.dumps({"verb": verb, **arguments}).encode() + b"\n")
+            for answer in _lines(client):
+                if "progress" in answer:
+                    on_progress(answer["progress"])
+                elif "error" in answer:
+                    raise UserError(str(answer["error"]), ExitCode(answer["exit_code"]))
+                else:
+                    return dict(answer["result"])
         if not left or not _is_kept(mountpoint):
             break
     raise ConnectionError(f"the daemon of {mountpoint} ended before it answered")
+
+
+def _connected(mountpoint: Path, timeout_s: float | None) -> socket.socket:
+    """A connection to a mount's daemon, which is of this user."""
+    name = _name(mountpoint, ".sock")
+    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        client.settimeout(timeout_s)
+        with _opened() as folder:
+            client.connect(folder.at(name))
+        uid = peer_uid(client)
+        if uid != os.geteuid():
+            raise UserError(
+                f"{runtime_dir() / name} is served by {who(uid)} and not by you, so it was asked nothing; remove it, "
+                f"and see s3fuse status for what is mounted on {mountpoint}"
+            )
+    except BaseException:
+        client.close()
+        raise
+    return client
 
 
 def _is_kept(mountpoint: Path) -> bool:
@@ -265,27 +327,42 @@ def _lines(client: socket.socket) -> Iterator[dict[str, Any]]:
 
 
 def mounts() -> list[dict[str, Any]]:
-    """What the JSON files in the runtime directory say of mounts whose daemon listens; leftovers are removed."""
-    folder = runtime_dir()
-    if not any(folder.glob("*.json")):
+    """What the JSON files in the runtime directory say of mounts whose daemon listens; leftovers are removed.
+
+    Raises UserError where the directory is not this user's alone.
+    """
+    try:
+        opened = _opened()
+    except FileNotFoundError:
         return []
     found = []
-    with _locked(folder):
-        for path in sorted(folder.glob("*.json")):
-            about = _about(path)
-            if about is not None and _listens(path.with_suffix(".sock")):
-                found.append(about)
-            else:
-                path.unlink(missing_ok=True)
-                path.with_suffix(".sock").unlink(missing_ok=True)
-                if about is not None:  # another mount there may have begun its own
-                    _session(path, about["pid"]).unlink(missing_ok=True)
+    with opened as folder:
+        if not folder.names(".json"):
+            return []
+        with folder.locked():
+            for name in folder.names(".json"):
+                stem = name.removesuffix(".json")
+                about = _about(folder, name)
+                if about is not None and _listens(folder, f"{stem}.sock"):
+                    found.append(about)
+                else:
+                    folder.remove(name)
+                    folder.remove(f"{stem}.sock")
+                    if about is not None:  # another mount there may have begun its own
+                        folder.remove(_session(stem, about["pid"]))
     return found
 
 
 def last_said(mountpoint: Path) -> dict[str, Any]:
-    """What the JSON file beside a mount's socket says, even where its daemon is dead; {} where there is none."""
-    return _about(socket_path(mountpoint).with_suffix(".json")) or {}
+    """What the JSON file beside a mount's socket says, even where its daemon is dead.
+
+    {} where there is none, or none that is to be believed.
+    """
+    try:
+        with _opened() as folder:
+            return _about(folder, _name(mountpoint, ".json")) or {}
+    except (FileNotFoundError, UserError):
+        return {}
 
 
 def draining(cache_directory: Path) -> dict[str, Any] | None:
@@ -298,9 +375,9 @@ def draining(cache_directory: Path) -> dict[str, Any] | None:
     return None
 
 
-def _about(path: Path) -> dict[str, Any] | None:
+def _about(folder: PrivateDirectory, name: str) -> dict[str, Any] | None:
     try:
-        about = json.loads(path.read_text())
+        about = json.loads(folder.read(name))
     except (OSError, ValueError):
         return None
     return about if isinstance(about, dict) and {"mountpoint", "pid"} <= about.keys() else None
@@ -318,12 +395,12 @@ def wait_for_end(pid: int, timeout_s: float) -> bool:
         os.close(descriptor)
 
 
-def _listens(path: Path) -> bool:
+def _listens(folder: PrivateDirectory, name: str) -> bool:
     """Whether a daemon has the socket. Its pid says less: a killed one's stays where nobody reaps it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         try:
-            client.connect(str(path))
+            client.connect(folder.at(name))
         except BlockingIOError:  # it has no time to answer now
             return True
         except OSError:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, NoReturn
 
 from s3fuse.config import to_json
 from s3fuse.errors import ExitCode, UserError
+from s3fuse.host.private import NotPrivate, open_log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from io import TextIOWrapper
     from pathlib import Path
 
     from s3fuse.config import MountConfig
@@ -23,24 +25,46 @@ WORKER = (sys.executable, "-P", "-m", "s3fuse.worker")
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-def set_up_logging(level: str, log_file: Path | None) -> None:
-    """Sends the log to a file, or to stderr. Raises UserError where the file cannot be written."""
+class _LogFile(logging.FileHandler):
+    """A log that only its user can read. Raises NotPrivate, OSError."""
+
+    def __init__(self, path: Path, *, is_new_mount: bool) -> None:
+        self._is_new_mount = is_new_mount
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+
+    def _open(self) -> TextIOWrapper:
+        descriptor = open_log(self.baseFilename, is_new_mount=self._is_new_mount)
+        return open(descriptor, "a", encoding=self.encoding, errors=self.errors)
+
+
+def set_up_logging(level: str, log_file: Path | None, *, is_new_mount: bool = True) -> None:
+    """Sends the log to a file, which nobody else can read, or to stderr.
+
+    `is_new_mount` is as for `open_log`. Raises UserError where the file cannot be written, or is somebody else's.
+    """
     try:
-        handler: logging.Handler = logging.FileHandler(log_file) if log_file else logging.StreamHandler()
+        handler: logging.Handler = (
+            _LogFile(log_file, is_new_mount=is_new_mount) if log_file else logging.StreamHandler()
+        )
+    except NotPrivate as error:
+        raise UserError(f"--log-file: {error}", ExitCode.USAGE) from None
     except OSError as error:
         raise UserError(f"--log-file {log_file} cannot be written: {error.strerror}", ExitCode.USAGE) from None
     logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[handler], force=True)
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 
-def start_keeper(config: MountConfig, worker: Sequence[str], log_hint: str, *, foreground: bool) -> None:
-    """Starts the mount's keeper, whose workers are run by the command `worker`.
+def start_keeper(
+    config: MountConfig, worker: Sequence[str], log_hint: str, *, foreground: bool, log_is_new: bool = False
+) -> None:
+    """Starts the mount's keeper, whose workers are run by the command `worker`. `log_is_new`: this mount has made it.
 
     In the foreground this process becomes the keeper. Else it returns when the mount is up. Raises UserError with the
     daemon's own reason when it failed before that.
     """
     spec = os.memfd_create("s3fuse-mount")
-    os.write(spec, json.dumps({"config": to_json(config), "worker": list(worker), "log": log_hint}).encode())
+    words = {"config": to_json(config), "worker": list(worker), "log": log_hint, "log_is_new": log_is_new}
+    os.write(spec, json.dumps(words).encode())
     sys.stdout.flush()
     sys.stderr.flush()
     if foreground:

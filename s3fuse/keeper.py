@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from s3fuse import link, systemd
+from s3fuse.host.private import open_log, remove_new_log
 from s3fuse.succession import Succession
 
 #: A worker that is asked to hand over has so long to finish what it has begun, before it is killed.
@@ -287,12 +288,7 @@ class Keeper:
             "error": f"the daemon ended without a word before the mount was up; see {hint}",
             "exit_code": 1,
         }
-        log = self.spec["config"].get("log_file")
-        try:
-            if log is not None and not os.stat(log).st_size:
-                os.unlink(log)  # a failed mount leaves nothing behind
-        except OSError:
-            pass
+        remove_new_log(self.spec["config"].get("log_file"), is_new=self.spec.get("log_is_new", False))
         if self._tell < 0:
             print(f"s3fuse: {error['error']}", file=sys.stderr, flush=True)
         self._say(error)
@@ -336,7 +332,7 @@ class Keeper:
 def _open_log(path: str | None) -> int | None:
     """A descriptor of the log, None where there is no file for it."""
     try:
-        return None if path is None else os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        return None if path is None else open_log(path, is_new_mount=False)
     except OSError:
         return None
 

@@ -33,7 +33,7 @@ def serve(keeping: Keeping, options: dict[str, object]) -> int:
     """The exit code. What fails is told to the keeper."""
     try:
         settings = config.from_json(options)
-        daemon.set_up_logging(settings.log_level, settings.log_file)
+        daemon.set_up_logging(settings.log_level, settings.log_file, is_new_mount=not keeping.is_successor)
         code = mount.serve(settings, keeping)
     except BaseException as raised:
         error = first(raised)

@@ -14,6 +14,7 @@ import struct
 from typing import TYPE_CHECKING
 
 from s3fuse.errors import UserError
+from s3fuse.host.private import NotPrivate, open_private_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,14 +37,13 @@ _MOST_GROWTH_BYTES = 64 << 20
 class Log:
     """The log of one session, open for appending. `broken` once something could not be kept: nobody may start from it.
 
-    Raises OSError where the file cannot be made.
+    Raises OSError where the file cannot be made, UserError where it is somebody else's.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
         self.path = path
         self.broken = False
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_TRUNC if new else 0)
-        self._fd = os.open(path, flags, 0o600)
+        self._fd = _opened(path, os.O_RDWR | (os.O_CREAT | os.O_TRUNC if new else 0))
         try:
             if new:
                 os.posix_fallocate(self._fd, 0, _GROW_BYTES)
@@ -96,6 +96,14 @@ class Log:
         os.close(self._fd)
 
 
+def _opened(path: Path, flags: int) -> int:
+    """A descriptor of a session that is this user's own: what it says is believed. Raises UserError, OSError."""
+    try:
+        return open_private_file(path, flags)
+    except NotPrivate as error:
+        raise UserError(f"the session {error}; unmount and mount again") from None
+
+
 def _end(data: mmap.mmap) -> int:
     at, size = _HEAD_BYTES, len(data)
     while at + 5 <= size and data[at]:
@@ -106,9 +114,11 @@ def _end(data: mmap.mmap) -> int:
 def read(path: Path) -> Iterator[tuple[int, bytes]]:
     """Every record's kind and content, oldest first.
 
-    Raises UserError for a session of another version or one that is not whole, OSError where it cannot be read.
+    Raises UserError for a session of another version or user, or one that is not whole, OSError where it cannot be
+    read.
     """
-    data = path.read_bytes()
+    with open(_opened(path, os.O_RDONLY), "rb") as file:
+        data = file.read()
     if len(data) < _HEAD_BYTES:
         raise UserError(f"the session {path} is not whole; unmount and mount again")
     magic, version, broken = _HEAD.unpack_from(data)

@@ -60,7 +60,9 @@ def mount(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., MountConfi
     """What `s3fuse mount` with these arguments would serve."""
     served: list[MountConfig] = []
 
-    def start(config: MountConfig, worker: object, log_hint: str, *, foreground: bool) -> None:
+    def start(
+        config: MountConfig, worker: object, log_hint: str, *, foreground: bool, log_is_new: bool = False
+    ) -> None:
         served.append(config)
 
     monkeypatch.setattr("s3fuse.daemon.start_keeper", start)
@@ -99,7 +101,7 @@ def listed(runtime: Path) -> Iterator[Callable[[dict[str, Any]], None]]:
     with ExitStack() as stack:
 
         def add(about: dict[str, Any]) -> None:
-            runtime.mkdir()
+            runtime.mkdir(mode=0o700)
             path = control.socket_path(Path(about["mountpoint"]))
             path.with_suffix(".json").write_text(json.dumps(about))
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))

@@ -231,7 +231,7 @@ async def test_a_daemon_that_drains_leaves_the_next_ones_socket_alone(runtime: P
 
 def test_a_directory_that_others_can_write_is_refused(runtime: Path) -> None:
     make(runtime, 0o770)
-    with pytest.raises(UserError, match=f"{runtime} must belong to this user with mode 0700"):
+    with pytest.raises(UserError, match=f"{runtime} is open to others .*: chmod 700 {runtime}"):
         control.open_door(MOUNTPOINT, ABOUT)
 
 
