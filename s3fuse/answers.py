@@ -142,16 +142,21 @@ class Answers:
         name = (
             self.core.inodes.key(inode) if inode.linked else (inode.remote.key if inode.remote else str(inode.number))
         )
-        return name, inode.error or "waiting"
+        return name, self._why_not(inode) or "waiting"
+
+    @staticmethod
+    def _why_not(inode: Inode) -> str:
+        """Why a change cannot be uploaded, as far as is known; "" where nothing is wrong with it."""
+        return inode.error or (inode.data.poisoned_text() if inode.data is not None else "")
 
     def _entry(self, inode: Inode) -> dict[str, Any]:
-        name, reason = self.item(inode)
+        name, _ = self.item(inode)
         state = "open" if inode.writers else "uploading" if inode.number in self.core.changes.in_flight else "waiting"
         return {
             "name": name,
             "bytes": inode.data.staged_bytes if inode.data is not None else 0,
             "state": state if inode.linked else "deleting",
-            "error": inode.error and reason,
+            "error": self._why_not(inode) or None,
         }
 
     def status(self) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from s3fuse import control
 from s3fuse.cachedir import is_ours
 from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import LOST, after_power_failure, lost_folders
-from s3fuse.writing import wal
+from s3fuse.writing import poison, wal
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.layers import BASE, resolve
@@ -173,7 +173,10 @@ def _layers(journal: Journal, directory: Path) -> dict[int, list[StagedLayer]]:
 
 
 def _damage(directory: Path, number: int, layers: Sequence[StagedLayer]) -> str:
-    """What is wrong with the staged bytes of a file, "" for nothing."""
+    """What is wrong with the staged bytes of a file, or missing of them; "" for nothing."""
+    lost = poison.text((staged.layer for staged in layers), next((one.reason for one in layers if one.reason), ""))
+    if lost:
+        return lost
     for staged in layers:
         read = reader(directory / "staging", number, staged)
         for segment in staged.segments:

@@ -70,6 +70,10 @@ class Changes:
         self.inodes.keep(inode)
         inode.token = inode.token or f"{self._session}.{inode.number}"
         self.journal.put_node(self.row(inode))
+        self.count(inode)
+
+    def count(self, inode: Inode) -> None:
+        """Counts the inode as changed; where the journal could not record it, it learns of that when written anew."""
         inode.version += 1
         self.undo.item(self.dirty, inode.number)
         self.dirty[inode.number] = inode

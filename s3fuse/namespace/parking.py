@@ -69,6 +69,8 @@ class Parking:
         data = inode.data
         if data is None or not data.layers or not inode.writers or data.layers[0].extents.total_bytes == 0:
             return False
+        if data.layers[0].poisoned:  # bytes between those that would be sent are lost
+            return False
         return not data.frozen or bool(data.parked.packs)
 
     def want(self, inode: Inode) -> None:

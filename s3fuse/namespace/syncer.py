@@ -320,6 +320,8 @@ class Syncer:
     async def _upload(self, inode: Inode, key: str) -> None:
         data = inode.data
         assert data is not None
+        if text := data.poisoned_text():
+            raise OSError(errno.EIO, text)
         data.freeze()
         there = await self._check_staged(data, key) if data.unchecked else None
         if there is None and data.parked.packs:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import sqlite3
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -177,18 +179,30 @@ class Files:
         """
         inode = self.handles[number].inode
         stop = offset + len(data)
-        if stop > MAX_FILE_BYTES:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
         try:
+            if stop > MAX_FILE_BYTES:
+                raise OSError(errno.EFBIG, os.strerror(errno.EFBIG), inode.name)
             await self._write(inode, offset, data)
-        except OSError as error:
-            if inode.number not in self._refused:  # not for each of many
-                self._refused.add(inode.number)
-                log.info("bytes that a program wrote to %r could not be taken: %s", inode.name, error)
+        except Exception as error:
+            self._lose(inode, offset, stop, error)
             raise
         self._refused.discard(inode.number)
         self._touch(inode, max(inode.size, stop))
         return len(data)
+
+    def _lose(self, inode: Inode, start: int, stop: int, error: Exception) -> None:
+        """Bytes of a write could not be taken. The kernel has told the program that they are written: see `poison`."""
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
+        if inode.number not in self._refused:  # not for each of many
+            self._refused.add(inode.number)
+            log.info("bytes that a program wrote to %r could not be taken: %s", inode.name, error)
+        with suppress(OSError, sqlite3.DatabaseError):  # memory knows; the journal is written anew when it can be
+            self._stage(inode).poison(start, stop, reason)
+        try:
+            self._touch(inode, max(inode.size, stop))
+        except (OSError, sqlite3.DatabaseError):
+            self._resize(inode, max(inode.size, stop))
+            self.core.changes.count(inode)
 
     async def _write(self, inode: Inode, offset: int, data: bytes) -> None:
         budget, interrupted = self.core.budget, False

@@ -10,7 +10,7 @@ from s3fuse.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 3
+FORMAT = 4
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
     number INTEGER PRIMARY KEY, key TEXT, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
@@ -27,6 +27,10 @@ CREATE TABLE IF NOT EXISTS layer (
 CREATE TABLE IF NOT EXISTS segment (
     number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
     crc INTEGER NOT NULL, synced INTEGER NOT NULL, PRIMARY KEY (number, generation, start)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS poisoned (
+    number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
+    reason TEXT NOT NULL, PRIMARY KEY (number, generation, start)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS upload (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, upload_id TEXT, begun_ns INTEGER NOT NULL
@@ -53,6 +57,7 @@ _CHANGES = {
         "ALTER TABLE identity ADD COLUMN boot TEXT;"
         "UPDATE identity SET format=3;"
     ),
+    3: "UPDATE identity SET format=4;",
 }
 
 
@@ -115,5 +120,6 @@ def _prepare(db: sqlite3.Connection, directory: Path, store: str) -> None:
             f"cache directory {directory} belongs to {found[1]}, not to {store}; choose another with --cache-dir"
         )
     elif found[0] != FORMAT:
-        db.executescript(f"BEGIN IMMEDIATE;{_CHANGES[found[0]]}COMMIT;")
+        changes = "".join(_CHANGES[step] for step in range(found[0], FORMAT))
+        db.executescript(f"BEGIN IMMEDIATE;{changes}COMMIT;")
     db.executescript(SCHEMA)

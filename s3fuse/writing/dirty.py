@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from s3fuse.writing import poison
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.durable import sync_files, sync_names
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.layers import HOLE, Layer, Piece, resolve
+from s3fuse.writing.layers import HOLE, POISONED, Layer, Piece, resolve
 from s3fuse.writing.overlay import pack
+from s3fuse.writing.ownfiles import OwnFiles
 from s3fuse.writing.parking import Pack, ParkedFile
 from s3fuse.writing.rows import StagedLayer
 from s3fuse.writing.staging import SLOT_BYTES
@@ -36,15 +38,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: What says which layers a file has, and where they are.
-_CONTAINERS: Final = ("layers", "tokens", "outdated_tokens", "_slots", "_fds", "_segments", "_unchecked", "_homes")
+_CONTAINERS: Final = ("layers", "tokens", "outdated_tokens", "_slots", "_segments", "_unchecked", "_homes")
 
 
 class DirtyFile:
     """What one regular file has on top of its object: layers, oldest first. Sizes and offsets in bytes."""
 
     __slots__ = (
-        "_fds",
+        "_behind",
         "_homes",
+        "_own",
         "_segments",
         "_slots",
         "_spills",
@@ -57,6 +60,7 @@ class DirtyFile:
         "number",
         "outdated_tokens",
         "parked",
+        "poison_reason",
         "staging",
         "tokens",
     )
@@ -68,16 +72,18 @@ class DirtyFile:
         self.layers: list[Layer] = []
         self.tokens: list[str] = []
         self.damaged = ""  # what was found to be wrong with staged bytes
+        self.poison_reason = ""  # why bytes could not be staged last
         self.outdated_tokens: list[str] = []  # of layers that were given up; the bucket may have them all the same
         self.frozen = False  # layers[0] is being uploaded or parked and must not change
         self.parked = ParkedFile(number, staging)
         self._slots: dict[int, int] = {}  # generation -> slot
         self._syncing: trio.Lock | None = None
         self._spills = 0  # how often a layer has left its slot
-        self._fds: dict[int, int] = {}  # generation -> its own file
         self._segments: dict[int, Segments] = {}  # generation -> checksums of what is staged
+        self._own = OwnFiles(staging, number, lambda generation: self._segments.get(generation))
         self._unchecked: set[int] = set()  # generations that an earlier process staged, and nobody has read since
         self._homes: dict[int, int] = {}  # generation -> `home` of its journal row, where it has one
+        self._behind: set[int] = set()  # generations of which the journal may have less than memory
 
     @classmethod
     def recovered(cls, staging: Staging, number: int, base_bytes: int, layers: Sequence[StagedLayer]) -> DirtyFile:
@@ -90,11 +96,13 @@ class DirtyFile:
             self._homes[generation] = staged.home
             self._segments[generation] = Segments(staged.segments)
             self._unchecked.add(generation)
+            self.poison_reason = staged.reason or self.poison_reason
             if staged.slot is not None:
                 self._slots[generation] = staged.slot
             staging.staged_bytes += staged.layer.extents.total_bytes
         # The oldest layer may be in the bucket already, unknown to the journal: what is written now must not join it.
-        self.frozen = bool(layers)
+        # A poisoned one was never sent, and what heals it must.
+        self.frozen = bool(layers) and not layers[0].layer.poisoned
         return self
 
     def check_lengths(self) -> None:
@@ -164,13 +172,12 @@ class DirtyFile:
 
     def _put_back(self, containers: list[Any]) -> None:
         taken = self._slots.items() - containers[_CONTAINERS.index("_slots")].items()
-        opened = self._fds.items() - containers[_CONTAINERS.index("_fds")].items()
+        now = {layer.generation for layer in self.layers}
         for name, container in zip(_CONTAINERS, containers, strict=True):
             setattr(self, name, container)
-        for generation, fd in opened:  # a file of a layer that was there before is opened again when it is needed
-            os.close(fd)
-            if not any(layer.generation == generation for layer in self.layers):
-                self.staging.drop_own(self.number, generation)
+        for generation in now - {layer.generation for layer in self.layers}:
+            self._own.close_one(generation)
+            self.staging.drop_own(self.number, generation)
         for _, slot in taken:
             self.staging.give_slot(slot)
 
@@ -178,11 +185,12 @@ class DirtyFile:
         """Has a transaction that fails put back what a layer holds."""
         undo = self.staging.journal.undo
         if undo.is_on:
-            before = replace(layer, extents=Extents(layer.extents))
+            before = replace(layer, extents=Extents(layer.extents), poisoned=Extents(layer.poisoned))
             undo.call(partial(self._put_layer_back, layer, before, Segments(self._segments[layer.generation])))
 
     def _put_layer_back(self, layer: Layer, before: Layer, segments: Segments) -> None:
         layer.extents, layer.below_bytes, layer.size_bytes = before.extents, before.below_bytes, before.size_bytes
+        layer.poisoned = before.poisoned
         self._segments[layer.generation] = segments
 
     def _top(self) -> Layer:
@@ -214,20 +222,69 @@ class DirtyFile:
         steps = segments.write(offset, data, partial(self._pread, generation))
         if generation in self._slots and segments.has_synced(offset, stop):
             self._spill(layer)  # bytes that a power failure must not take are overwritten only where nobody else's were
-        home = self._homes.get(generation)
+        home = self._home(generation)
         if home is not None and any(step.overwrites for step in steps):
             journal.doubt_segments(self.number, generation, home, steps)
             segments.doubt(steps)
         self._pwrite(generation, data, offset)
-        before = layer.extents.total_bytes
+        before, was_poisoned = layer.extents.total_bytes, layer.poisoned.overlaps(offset, stop)
         layer.write(offset, stop)
         self.staging.staged_bytes += layer.extents.total_bytes - before
         for step in steps:
             segments.apply(step)
-        if home is None:
+        try:
+            if home is None:
+                self._put(layer)
+            else:
+                self._homes[generation] = journal.change_segments(self.number, generation, home, steps)
+            if was_poisoned:
+                journal.heal(self.number, generation, offset, stop)
+        except BaseException:
+            self._fall_behind(generation)
+            raise
+
+    def _home(self, generation: int) -> int | None:
+        """Where the journal has the layer; None where all of it is still to be recorded."""
+        return None if generation in self._behind else self._homes.get(generation)
+
+    def _fall_behind(self, generation: int) -> None:
+        """Memory has what the journal could not record of a layer: the next change records all of it."""
+        self._behind.add(generation)
+
+    def _put(self, layer: Layer) -> None:
+        """Records a layer as a whole."""
+        journal, generation = self.staging.journal, layer.generation
+        if generation not in self._behind:
             self._homes[generation] = journal.put_layer(self._staged(layer), self.number)
-        else:
-            self._homes[generation] = journal.change_segments(self.number, generation, home, steps)
+            return
+        with journal.transaction():
+            home = journal.replace_layer(self._staged(layer), self.number)
+            journal.heal(self.number, generation)
+            for start, stop in layer.poisoned:
+                journal.poison(self.number, generation, start, stop, self.poison_reason)
+        self._homes[generation] = home
+        self._behind.discard(generation)
+
+    def poison(self, start: int, stop: int, reason: str) -> None:
+        """Bytes [start, stop) could not be staged and are lost (see `poison`). Raises OSError, sqlite3.DatabaseError.
+
+        Then they are poisoned all the same, and only the journal does not know.
+        """
+        layer, self.poison_reason = self._top(), reason
+        layer.poison(start, stop)
+        generation, journal = layer.generation, self.staging.journal
+        try:
+            with journal.transaction():
+                if self._home(generation) is None:
+                    self._put(layer)
+                journal.poison(self.number, generation, start, stop, reason)
+        except BaseException:
+            self._fall_behind(generation)
+            raise
+
+    def poisoned_text(self) -> str:
+        """What a user is told of poisoned bytes; "" where there are none."""
+        return poison.text(self.layers, self.poison_reason)
 
     def _pwrite(self, generation: int, data: bytes, offset: int) -> None:
         fd, base = self._place(generation)
@@ -248,18 +305,19 @@ class DirtyFile:
         self._keep_layer(layer)
         self._keep()
         generation = layer.generation
-        before = layer.extents.total_bytes
+        before, was_poisoned = layer.extents.total_bytes, bool(layer.poisoned)
         if generation in self._slots and self._segments[generation].has_synced(size):
             self._spill(layer)  # as in `write`
         cut = self._segments[generation].clip(size, partial(self._pread, generation))
         layer.truncate(size)
         self.staging.staged_bytes += layer.extents.total_bytes - before
-        home = self._homes.get(generation)
-        journal = self.staging.journal
+        home = self._home(generation)
         if home is None:
-            self._homes[generation] = journal.put_layer(self._staged(layer), self.number)
-        else:
-            self._homes[generation] = journal.cut_layer(layer, self.number, home, cut)
+            self._put(layer)
+            return
+        self._homes[generation] = self.staging.journal.cut_layer(layer, self.number, home, cut)
+        if was_poisoned:
+            self.staging.journal.heal(self.number, generation, size)
 
     def _staged(self, layer: Layer) -> StagedLayer:
         token = self.tokens[self.layers.index(layer)]
@@ -269,8 +327,9 @@ class DirtyFile:
     def journal_again(self) -> None:
         """Records every layer in a journal that knows nothing of the file."""
         self._keep()
+        self._behind.update(layer.generation for layer in self.layers)
         for layer in self.layers:
-            self._homes[layer.generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
+            self._put(layer)
         self.parked.journal_again()
 
     def _spill(self, layer: Layer) -> None:
@@ -295,8 +354,7 @@ class DirtyFile:
                 self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
         except BaseException:
             self._slots[generation] = slot
-            if generation in self._fds:
-                os.close(self._fds.pop(generation))
+            self._own.close_one(generation)
             self.staging.drop_own(self.number, generation)
             raise
         self._spills += 1
@@ -307,8 +365,7 @@ class DirtyFile:
         self._slots[generation] = slot
         if home is not None:
             self._homes[generation] = home
-        if generation in self._fds:
-            os.close(self._fds.pop(generation))
+        self._own.close_one(generation)
         self.staging.drop_own(self.number, generation)
 
     def _leave_slot(self, slot: int, is_synced: bool) -> None:
@@ -321,9 +378,11 @@ class DirtyFile:
         return resolve(self.layers[:layers], self.base_bytes, start, stop, self.parked.overlay)
 
     def read_piece(self, piece: Piece) -> bytes:
-        """The bytes of a piece that is not in BASE. Raises OSError(EIO) where they are not what was written."""
+        """The bytes of a local piece. Raises OSError(EIO) where they are not what was written, or lost."""
         if piece.source == HOLE:
             return bytes(piece.stop - piece.start)
+        if piece.source == POISONED:
+            raise OSError(errno.EIO, self.poisoned_text())
         generation = self.layers[piece.source].generation
         try:
             return self._segments[generation].read(piece.start, piece.stop, partial(self._pread, generation))
@@ -351,8 +410,7 @@ class DirtyFile:
         if not self.parked.packs:
             self.freeze()
             if len(self.layers) == 1:  # a changed file always has one: its token is that of the next upload
-                top = self._top()
-                self._homes[top.generation] = self.staging.journal.put_layer(self._staged(top), self.number)
+                self._put(self._top())
             extents = self.layers[0].extents
             self.parked.begin([Pack(ranges, new()) for ranges in pack(extents, extents.total_bytes, pack_bytes)])
         return self.parked.packs
@@ -374,24 +432,24 @@ class DirtyFile:
         self.parked.clear()
 
     def _discard(self, layer: Layer) -> None:
-        self.staging.journal.drop_layer(self.number, layer.generation)
+        with self.staging.journal.transaction():
+            self.staging.journal.drop_layer(self.number, layer.generation)
+            if layer.poisoned:
+                self.staging.journal.heal(self.number, layer.generation)
         self._homes.pop(layer.generation, None)
+        self._behind.discard(layer.generation)
         self._unchecked.discard(layer.generation)
         self._segments.pop(layer.generation, None)
         self.staging.staged_bytes -= layer.extents.total_bytes
         slot = self._slots.pop(layer.generation, None)
-        fd = self._fds.pop(layer.generation, None)
-        self.staging.journal.after_commit(partial(self._free, layer.generation, slot, fd))
+        self.staging.journal.after_commit(partial(self._free, layer.generation, slot))
 
-    def _free(self, generation: int, slot: int | None, fd: int | None) -> None:
+    def _free(self, generation: int, slot: int | None) -> None:
         """Gives back the place of bytes that nothing names any more."""
         if slot is not None:
             self.staging.give_slot(slot)
             return
-        if fd is not None:
-            os.close(fd)
-            if not self._fds:
-                self.staging.open_files.discard(self)
+        self._own.close_one(generation)
         self.staging.drop_own(self.number, generation)
 
     def _place(self, generation: int) -> tuple[int, int]:
@@ -402,32 +460,12 @@ class DirtyFile:
         own = self.staging.own_place(self.number, generation)
         if own is not None:
             return own
-        fd = self._fds.get(generation)
-        if fd is None:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-            fd = self._fds[generation] = os.open(self.staging.path(self.number, generation), flags, 0o600)
-            self.staging.open_files.add(self)
-        return fd, 0
-
-    def mend(self) -> list[str]:
-        """Puts open staging files back that were removed; gives their names."""
-        mended = []
-        for generation, fd in self._fds.items():
-            if os.fstat(fd).st_nlink or generation not in self._segments:
-                continue
-            path = self.staging.path(self.number, generation)
-            new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            for start, stop, *_ in self._segments[generation]:
-                os.pwrite(new, os.pread(fd, stop - start, start), start)
-            os.dup2(new, fd, inheritable=False)
-            os.close(new)
-            mended.append(os.path.basename(path))
-        return mended
+        return self._own.descriptor(generation), 0
 
     async def sync(self) -> None:
-        """Returns when every byte staged before is on the disk and marked so in the journal. Raises OSError.
+        """Returns when every byte staged before is on the disk and marked so in the journal.
 
-        The mark itself is on the disk after the next `Journal.sync`.
+        Raises OSError, also EIO where bytes are poisoned. The mark itself is on the disk after the next `Journal.sync`.
         """
         self._syncing = self._syncing or trio.Lock()
         async with self._syncing:
@@ -437,6 +475,8 @@ class DirtyFile:
                 if generation in self._homes and segments:
                     done = self._segments[generation].synced(segments)
                     self.staging.journal.note_synced(self.number, generation, self._homes[generation], done)
+        if text := self.poisoned_text():
+            raise OSError(errno.EIO, text)
 
     async def _sync_files(self) -> None:
         while True:
@@ -451,6 +491,4 @@ class DirtyFile:
 
     def close(self) -> None:
         """Closes the file's own staging files until they are needed again."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])
-        self.staging.open_files.discard(self)
+        self._own.close()

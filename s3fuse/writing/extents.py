@@ -85,6 +85,20 @@ class Extents:
             self._total -= self._stops[-1] - stop
             self._stops[-1] = stop
 
+    def remove(self, start: int, stop: int) -> None:
+        """Takes [start, stop) out; an empty range changes nothing."""
+        first = bisect_right(self._stops, start)
+        last = bisect_left(self._starts, stop)
+        if start >= stop or first >= last:
+            return
+        left = [(self._starts[first], start)] if self._starts[first] < start else []
+        right = [(stop, self._stops[last - 1])] if self._stops[last - 1] > stop else []
+        kept = left + right
+        self._total -= sum(self._stops[first:last]) - sum(self._starts[first:last])
+        self._total += sum(end - begin for begin, end in kept)
+        self._starts[first:last] = [begin for begin, _ in kept]
+        self._stops[first:last] = [end for _, end in kept]
+
     def covers(self, start: int, stop: int) -> bool:
         """Whether every byte of [start, stop) is inside; true of an empty range."""
         if start >= stop:

@@ -3,11 +3,11 @@
 A row of `node` is an inode that differs from the bucket: what it should be (`key`, attributes; key NULL = deleted)
 and which object version it is now (`remote_*`, NULL = none); `maybe_at` is a key that an operation under way may have
 written. `layer` says which bytes of a regular file are staged, and in which slot or file, with their checksum;
-segments (see `checks`) beyond the first one are in `segment`. `upload` has the multipart uploads begun and not
-known to be ended; `refusal` says why a change cannot be uploaded; `late` has requests of an earlier process that may
-still be carried out. State, not history: replaying means bringing each row to the bucket, in any order that `syncer`
-allows. Statements commit at once; a process crash loses none (WAL pages are in the page cache), a power failure may
-lose the last ones unless `sync` returned.
+segments (see `checks`) beyond the first one are in `segment`, and in `poisoned` bytes of it that are lost. `upload` has
+the multipart uploads begun and not known to be ended; `refusal` says why a change cannot be uploaded; `late` has
+requests of an earlier process that may still be carried out. State, not history: replaying means bringing each row to
+the bucket, in any order that `syncer` allows. Statements commit at once; a process crash loses none (WAL pages are in
+the page cache), a power failure may lose the last ones unless `sync` returned.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from s3fuse.writing.checks import IN_DOUBT, Segment
 from s3fuse.writing.durable import boot_id
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.layers import Layer
+from s3fuse.writing.layers import ENDLESS, Layer
 from s3fuse.writing.overlay import Overlay, Parked, Range
 from s3fuse.writing.rows import HOMELESS, BegunUpload, NodeRow, StagedLayer
 from s3fuse.writing.transactions import Transactions
@@ -174,6 +174,31 @@ class Journal(Transactions):
             self._execute("DELETE FROM layer WHERE number=? AND generation=?", (number, generation))
             self._execute("DELETE FROM segment WHERE number=? AND generation=?", (number, generation))
 
+    def poison(self, number: int, generation: int, start: int, stop: int, reason: str) -> None:
+        """Records that bytes of a layer are lost; neighbours become one range."""
+        whose = (number, generation)
+        with self.transaction():
+            beside = self._execute(
+                "DELETE FROM poisoned WHERE number=? AND generation=? AND start<=? AND stop>=? RETURNING start, stop",
+                (*whose, stop, start),
+            ).fetchall()
+            first, last = min([start, *(s for s, _ in beside)]), max([stop, *(s for _, s in beside)])
+            self._execute("INSERT INTO poisoned VALUES (?,?,?,?,?)", (*whose, first, last, reason))
+
+    def heal(self, number: int, generation: int, start: int = 0, stop: int = ENDLESS) -> None:
+        """Records that bytes of a layer are not lost any more."""
+        whose = (number, generation)
+        with self.transaction():
+            cut = self._execute(
+                "DELETE FROM poisoned WHERE number=? AND generation=? AND start<? AND stop>? "
+                "RETURNING start, stop, reason",
+                (*whose, stop, start),
+            ).fetchall()
+            for before, after, reason in cut:
+                for first, last in ((before, start), (stop, after)):
+                    if first < last:
+                        self._execute("INSERT INTO poisoned VALUES (?,?,?,?,?)", (*whose, first, last, reason))
+
     # -- multipart uploads
 
     def put_upload(self, upload: BegunUpload) -> None:
@@ -197,6 +222,9 @@ class Journal(Transactions):
         segments: dict[tuple[int, int], list[Segment]] = {}
         for number, generation, *segment in self._execute("SELECT * FROM segment"):
             segments.setdefault((number, generation), []).append(Segment(*segment))
+        poisoned: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
+        for number, generation, start, stop, why in self._execute("SELECT * FROM poisoned"):
+            poisoned.setdefault((number, generation), []).append((start, stop, why))
         found: dict[int, list[StagedLayer]] = {}
         for number, generation, size, below, token, slot, *first in self._execute(
             "SELECT * FROM layer ORDER BY number, generation"
@@ -205,8 +233,12 @@ class Journal(Transactions):
             of_layer += segments.get((number, generation), [])
             extents = Extents((segment.start, segment.stop) for segment in of_layer)
             layer = Layer(generation, extents, below, max(size, extents.end))
+            reason = ""
+            for start, stop, why in poisoned.get((number, generation), ()):
+                layer.poison(start, stop)
+                reason = why
             home = first[0] if first[0] < first[1] else HOMELESS
-            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home, size))
+            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home, size, reason))
         return found
 
     # -- parked bytes: `temporary` has every object that may be there, `parked` what they hold of a file
@@ -258,7 +290,7 @@ class Journal(Transactions):
     def drop_layers_without_node(self, but: Iterable[int] = ()) -> None:
         """Forgets what was staged for files that were unlinked while open, `but` for those that are open still."""
         kept = ",".join(str(int(number)) for number in but)
-        for table in ("layer", "segment", "overlay", "parked"):
+        for table in ("layer", "segment", "poisoned", "overlay", "parked"):
             self._execute(
                 f"DELETE FROM {table} WHERE number NOT IN (SELECT number FROM node) AND number NOT IN ({kept})"
             )

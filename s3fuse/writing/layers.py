@@ -4,17 +4,21 @@ A layer hides what is below it where it was written and beyond `below_bytes`: tr
 to 200 must show zeros from 100 on, although the object below may be longer. While the oldest layer is uploaded,
 writes go to a newer one; when the upload is done the layer is taken away and its result is the new base. What was
 parked (see `overlay`) lies between the base and the oldest layer.
+
+A write that could not be staged poisons its range: the kernel has told the program that it took the bytes, and they
+are lost. What is there is neither the bytes before nor those after, so nobody reads it and the file is not uploaded.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from s3fuse.writing.extents import Extents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from s3fuse.writing.extents import Extents
     from s3fuse.writing.overlay import Overlay, Parked
 
 #: `Piece.source` of bytes of the base object.
@@ -23,6 +27,10 @@ BASE: Final = -1
 HOLE: Final = -2
 #: `Piece.source` of bytes in a temporary object, which `Piece.parked` names.
 PARKED: Final = -3
+#: `Piece.source` of bytes that a program wrote and that are lost.
+POISONED: Final = -4
+#: Where a poisoned range stops that goes as far as the file ever may.
+ENDLESS: Final = 1 << 62
 
 
 class Piece(NamedTuple):
@@ -36,7 +44,7 @@ class Piece(NamedTuple):
     @property
     def is_local(self) -> bool:
         """Whether no request is needed to read it."""
-        return self.source >= 0 or self.source == HOLE
+        return self.source >= 0 or self.source in (HOLE, POISONED)
 
 
 @dataclass(slots=True)
@@ -44,23 +52,34 @@ class Layer:
     """What was written on top of something of at least `below_bytes` bytes.
 
     Bytes in `extents` are in the staging file of `generation`; others below `below_bytes` show what is below; the
-    rest up to `size_bytes`, the size of the file as seen from here, is zeros.
+    rest up to `size_bytes`, the size of the file as seen from here, is zeros. Bytes in `poisoned` are lost, whatever is
+    there or below.
     """
 
     generation: int
     extents: Extents
     below_bytes: int
     size_bytes: int
+    poisoned: Extents = field(default_factory=Extents)
 
     def write(self, start: int, stop: int) -> None:
         """Notes that [start, stop) is staged; the file grows to `stop` if it was shorter."""
         self.extents.add(start, stop)
+        if self.poisoned:
+            self.poisoned.remove(start, stop)
         if start < stop and stop > self.size_bytes:
             self.size_bytes = stop
+
+    def poison(self, start: int, stop: int) -> None:
+        """Notes that bytes [start, stop) are lost; the file grows to `stop` if it was shorter, but not to ENDLESS."""
+        self.poisoned.add(start, stop)
+        if stop < ENDLESS:
+            self.size_bytes = max(self.size_bytes, stop)
 
     def truncate(self, size: int) -> None:
         """Makes the file `size` bytes long: cut, or grown by zeros."""
         self.extents.clip(size)
+        self.poisoned.clip(size)
         self.below_bytes = min(self.below_bytes, size)
         self.size_bytes = size
 
@@ -97,6 +116,26 @@ def _descend(
             else:
                 _append(pieces, PARKED, first, last, parked)
         return
+    layer = layers[top]
+    if layer.poisoned:
+        for first, last, is_lost in layer.poisoned.pieces(start, stop):
+            if is_lost:
+                _append(pieces, POISONED, first, last)
+            else:
+                _layer(layers, top, bottom, first, last, pieces)
+    else:
+        _layer(layers, top, bottom, start, stop, pieces)
+
+
+def _layer(
+    layers: Sequence[Layer],
+    top: int,
+    bottom: tuple[int, Overlay | None],
+    start: int,
+    stop: int,
+    pieces: list[Piece],
+) -> None:
+    """What a layer shows where it is not poisoned."""
     layer = layers[top]
     for first, last, inside in layer.extents.pieces(start, stop):
         if inside:

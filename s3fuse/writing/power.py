@@ -44,6 +44,6 @@ def what_is_left(staged: StagedLayer, read: Read) -> StagedLayer:
     before = staged.layer
     extents = Extents((segment.start, segment.stop) for segment in kept)
     size = min(staged.row_bytes, before.below_bytes) if staged.row_bytes in lost else staged.row_bytes
-    layer = Layer(before.generation, extents, before.below_bytes, max(size, extents.end))
+    layer = Layer(before.generation, extents, before.below_bytes, max(size, extents.end), before.poisoned)
     home = staged.home if any(segment.start == staged.home for segment in kept) else HOMELESS
     return staged._replace(layer=layer, segments=kept, home=home, row_bytes=layer.size_bytes)

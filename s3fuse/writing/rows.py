@@ -43,7 +43,7 @@ class StagedLayer(NamedTuple):
     """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments.
 
     `home` is where the segment starts that the layer's own row has, HOMELESS for none; `row_bytes` is the size in that
-    row: what the file had when the layer was recorded or last truncated.
+    row: what the file had when the layer was recorded or last truncated. `reason` says why bytes of it are poisoned.
     """
 
     layer: Layer
@@ -52,6 +52,7 @@ class StagedLayer(NamedTuple):
     segments: list[Segment]
     home: int = HOMELESS
     row_bytes: int = 0
+    reason: str = ""
 
 
 class BegunUpload(NamedTuple):

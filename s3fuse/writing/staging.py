@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from s3fuse.writing.checks import Read
-    from s3fuse.writing.dirty import DirtyFile
     from s3fuse.writing.journal import Journal
+    from s3fuse.writing.ownfiles import OwnFiles
     from s3fuse.writing.parking import Temporary
     from s3fuse.writing.rows import StagedLayer
 
@@ -56,7 +56,7 @@ class Staging:
         self._session = secrets.token_hex(6)
         self._tokens = 0
         self.slab = self._open_slab()
-        self.open_files: set[DirtyFile] = set()  # those with staging files of their own that are open
+        self.open_files: set[OwnFiles] = set()  # those that have some open
         self.freed = trio.Event()  # set whenever staged bytes go
         self.abandon: Callable[[Temporary], None] = lambda temporary: None  # gets parked objects that nobody needs
         self._staged_bytes = 0
@@ -153,8 +153,8 @@ class Staging:
             os.dup2(slab, self.slab, inheritable=False)
             os.close(slab)
             mended.append(SLAB)
-        for data in list(self.open_files):
-            mended += data.mend()
+        for files in list(self.open_files):
+            mended += files.mend()
         return mended
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from s3fuse.errors import UserError
 from s3fuse.writing import checks, database, wal
 from s3fuse.writing.checks import Segment, Segments
+from s3fuse.writing.ephemeral import MemoryJournal
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.journal import Journal
 from s3fuse.writing.layers import Layer
@@ -175,6 +176,34 @@ def test_any_sequence_of_writes_cuts_and_syncs(changes: list[tuple[str, int, int
             assert found.layer.size_bytes == size
         finally:
             journal.close()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(("poison", "heal", "heal to the end")), st.integers(0, 60), st.integers(1, 30)),
+        max_size=20,
+    )
+)
+def test_poisoned_ranges_come_back(changes: list[tuple[str, int, int]]) -> None:
+    journal = MemoryJournal(STORE)
+    journal.put_layer(staged(1), 5)
+    wanted = Extents()
+    for kind, start, length in changes:
+        if kind == "poison":
+            wanted.add(start, start + length)
+            journal.poison(5, 1, start, start + length, "no room")
+        elif kind == "heal":
+            wanted.remove(start, start + length)
+            journal.heal(5, 1, start, start + length)
+        else:
+            wanted.clip(start)
+            journal.heal(5, 1, start)
+        (found,) = journal.layers()[5]
+        assert found.layer.poisoned == wanted
+        assert found.layer.size_bytes == wanted.end
+        assert found.reason == ("no room" if wanted else "")
+    journal.close()
 
 
 def test_uploads_come_back(journal: Journal) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import trio
 from s3fuse import caches, keys
 from s3fuse.store.faulty import refused
 from s3fuse.vfs import budget
-from tests.engine.rig import SMALL_LIMITS, Bench, Rig, until
+from tests.engine.rig import SMALL_LIMITS, Bench, Rig, fails, until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -223,9 +224,14 @@ async def test_a_write_gives_up_when_nothing_leaves(bench: Bench, monkeypatch: p
     with pytest.raises(OSError, match="uploaded"):
         await writer.stream(2 * BUDGET)
     assert rig.core.budget.waiting == 0
-    await writer.check()  # what was taken is there
+    assert await rig.pread(writer.handle, size=len(writer.data)) == writer.data  # what was taken is there
+    with fails(errno.EIO):
+        await writer.check()  # the kernel believes that the rest is, too
     rig.line.cut = False
     rig.close(writer.handle)
+    assert await rig.drain()
+    assert shown(bench) == {}
+    await rig.truncate("f", len(writer.data))
     await rig.drained()
     assert bench.contents() == {"f": bytes(writer.data)}
 

@@ -13,6 +13,7 @@ OFFSETS = st.integers(0, 60)
 RANGES = st.tuples(OFFSETS, OFFSETS)
 ADD = st.tuples(st.just("add"), RANGES)
 CLIP = st.tuples(st.just("clip"), OFFSETS)
+REMOVE = st.tuples(st.just("remove"), RANGES)
 
 
 def check_shape(extents: Extents, model: set[int]) -> None:
@@ -25,11 +26,15 @@ def check_shape(extents: Extents, model: set[int]) -> None:
     assert len(extents) == len(ranges)
 
 
-@given(st.lists(ADD | CLIP, max_size=30))
-def test_adds_and_clips_as_a_set_does(steps: list[tuple[str, tuple[int, int] | int]]) -> None:
+@given(st.lists(ADD | CLIP | REMOVE, max_size=30))
+def test_adds_removes_and_clips_as_a_set_does(steps: list[tuple[str, tuple[int, int] | int]]) -> None:
     extents, model = Extents(), set[int]()
-    for _, argument in steps:
-        if isinstance(argument, tuple):
+    for step, argument in steps:
+        if step == "remove":
+            assert isinstance(argument, tuple)
+            extents.remove(*argument)
+            model.difference_update(range(*argument))
+        elif isinstance(argument, tuple):
             extents.add(*argument)
             model.update(range(*argument))
         else:

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.layers import BASE, HOLE, Layer, Piece, resolve
+from s3fuse.writing.layers import BASE, ENDLESS, HOLE, POISONED, Layer, Piece, resolve
 from s3fuse.writing.overlay import Overlay, Parked, Range, pack
 
 SIZES = st.integers(0, 40)
 STEPS = st.lists(
-    st.tuples(st.just("write"), SIZES, SIZES)
+    st.tuples(st.sampled_from(["write", "poison"]), SIZES, SIZES)
     | st.tuples(st.just("truncate"), SIZES, st.just(0))
     | st.tuples(st.sampled_from(["push", "commit", "park"]), st.just(0), st.just(0)),
     max_size=20,
@@ -36,6 +36,7 @@ class File:
     stamp: int = 0
     overlay: Overlay | None = None
     parked: dict[str, bytes] = field(default_factory=dict)
+    lost: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.seen = bytearray(self.base)
@@ -53,25 +54,33 @@ class File:
         for content in (self.seen, self.staged[-1]):
             content.extend(bytes(max(0, stop - len(content))))
             content[start:stop] = bytes([self.stamp]) * (stop - start)
+        self.lost.difference_update(range(start, stop))
+
+    def poison(self, start: int, stop: int) -> None:
+        if start < stop:
+            self.layers[-1].poison(start, stop)
+            self.seen.extend(bytes(max(0, stop - len(self.seen))))
+            self.lost.update(range(start, stop))
 
     def truncate(self, size: int) -> None:
         self.layers[-1].truncate(size)
         del self.seen[size:]
         self.seen.extend(bytes(size - len(self.seen)))
+        self.lost = {at for at in self.lost if at < size}
 
     def commit(self) -> None:
-        """What is below the newest layer is uploaded and becomes the base."""
+        """What is below the newest layer is uploaded and becomes the base, unless it is poisoned."""
         below, top = self.layers[:-1], self.layers[-1]
-        if not below:
+        if not below or any(layer.poisoned for layer in below):
             return
         size = below[-1].size_bytes
-        self.base = self.read(resolve(below, len(self.base), 0, size, self.overlay))
+        self.base = self.read(resolve(below, len(self.base), 0, size, self.overlay), set())
         self.overlay = None
         self.layers, self.staged = [top], self.staged[-1:]
 
     def park(self) -> None:
         """The bytes of the oldest layer go to objects of about ten bytes."""
-        if len(self.layers) < 2:
+        if len(self.layers) < 2 or self.layers[0].poisoned:
             return
         layer, staged = self.layers.pop(0), self.staged.pop(0)
         ranges = []
@@ -86,7 +95,8 @@ class File:
         self.overlay = under.with_layer(layer.below_bytes, ranges)
         assert self.overlay.objects() <= set(self.parked)
 
-    def read(self, pieces: list[Piece]) -> bytearray:
+    def read(self, pieces: list[Piece], lost: set[int]) -> bytearray:
+        """What they show; exactly `lost` is poisoned of them."""
         content = bytearray()
         for source, start, stop, parked in pieces:
             if parked is not None:
@@ -95,6 +105,11 @@ class File:
                 assert stop - parked.shift <= len(data)
                 content += data[start - parked.shift : stop - parked.shift]
                 continue
+            if source == POISONED:
+                assert lost >= set(range(start, stop))
+                content += self.seen[start:stop]
+                continue
+            assert lost.isdisjoint(range(start, stop))
             where = self.base if source == BASE else bytearray(stop) if source == HOLE else self.staged[source]
             content += where[start:stop]
         return content
@@ -108,6 +123,8 @@ def test_every_byte_is_the_last_one_written(
     for step, first, second in steps:
         if step == "write":
             file.write(first, second)
+        elif step == "poison":
+            file.poison(first, second)
         elif step == "truncate":
             file.truncate(first)
         elif step == "push":
@@ -119,10 +136,10 @@ def test_every_byte_is_the_last_one_written(
         size = file.layers[-1].size_bytes
         assert size == len(file.seen)
         pieces = resolve(file.layers, len(file.base), 0, size, file.overlay)
-        assert file.read(pieces) == file.seen
+        assert file.read(pieces, file.lost) == file.seen
         assert all(before[0::3] != after[0::3] for before, after in pairwise(pieces))
     part = resolve(file.layers, len(file.base), start, min(stop, len(file.seen)), file.overlay)
-    assert file.read(part) == file.seen[start:stop]
+    assert file.read(part, file.lost) == file.seen[start:stop]
 
 
 def test_without_layers_the_base_shows_and_nothing_beyond_it() -> None:
@@ -142,3 +159,14 @@ def test_a_layer_shows_no_more_of_the_one_below_than_there_was() -> None:
     lower = Layer(0, Extents([(0, 20)]), 0, 20)
     upper = Layer(1, Extents([(5, 8)]), 12, 30)
     assert places(resolve([lower, upper], 0, 0, 30)) == [(0, 0, 5), (1, 5, 8), (0, 8, 12), (HOLE, 12, 30)]
+
+
+def test_poison_without_an_end_goes_when_the_file_is_cut() -> None:
+    layer = Layer(0, Extents([(0, 10)]), 0, 10)
+    layer.poison(0, ENDLESS)
+    assert layer.size_bytes == 10
+    assert places(resolve([layer], 0, 0, 10)) == [(POISONED, 0, 10)]
+    layer.write(0, 10)
+    assert layer.poisoned.end == ENDLESS  # the file may have been longer
+    layer.truncate(10)
+    assert not layer.poisoned
