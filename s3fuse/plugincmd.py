@@ -144,20 +144,25 @@ def plugin(
 
 
 @click.command(hidden=True, context_settings={"ignore_unknown_options": True})
+@click.argument("job")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
-def plugin_purge(context: click.Context, arguments: tuple[str, ...]) -> None:
-    """Delete the data of a removed volume: options as of `s3fuse mount`, then BUCKET[/PREFIX]."""
+def plugin_purge(context: click.Context, job: str, arguments: tuple[str, ...]) -> None:
+    """Do something about the data of a volume with purge: JOB, options as of `s3fuse mount`, then BUCKET[/PREFIX]."""
+    import json
+
     import trio
 
-    from s3fuse.volume.purge import purge
+    from s3fuse.volume.jobs import Job
+    from s3fuse.volume.purge import run
 
     with _mount_command(context).make_context("mount", [*arguments, "/"]) as parsed:
         options = dict(parsed.params)
     bucket, mountpoint = options.pop("bucket"), options.pop("mountpoint")
     del options["foreground"], options["shared"]
     daemon.set_up_logging("error", None)
-    trio.run(purge, config.MountConfig.from_options(bucket, mountpoint, options))
+    settings = config.MountConfig.from_options(bucket, mountpoint, options)
+    click.echo(json.dumps(trio.run(run, settings, Job.parse(job))))
 
 
 def _mount_command(context: click.Context) -> click.Command:

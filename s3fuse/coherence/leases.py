@@ -23,7 +23,7 @@ from s3fuse.keys import RESERVED, temporary_key
 from s3fuse.store.base import Bytes
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Sequence
+    from collections.abc import AsyncGenerator, Iterable, Sequence
 
     from s3fuse.store.base import ObjectInfo, Store
 
@@ -186,7 +186,7 @@ def _shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:_MOST_TEXT]) or "unknown"
 
 
-async def listed(store: Store, prefix: str) -> AsyncIterator[ObjectInfo]:
+async def listed(store: Store, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
     """Every object whose key begins with `prefix`, however deep. Raises StoreError."""
     token: str | None = None
     while True:

@@ -29,6 +29,7 @@ _GIVEN = frozenset({"credentials-file", "foreground", "help", "log-file", "nonem
 _ON = frozenset({"", "true", "1", "yes", "on"})
 _OFF = frozenset({"false", "0", "no", "off"})
 _CREDENTIALS = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,254}")
+_ALL = "all"
 _SECRET = re.compile(r"(?i)secret|access.?key|password|token|passwd")
 
 
@@ -52,11 +53,22 @@ class Definition:
 
     @property
     def purge(self) -> bool:
-        return _truth("purge", self.options.get("purge", "false"))
+        """Whether the data of the volume goes with it."""
+        return self.purge_all or _truth("purge", self.options.get("purge", "false"))
+
+    @property
+    def purge_all(self) -> bool:
+        """Whether that is also about what was there before the volume."""
+        return self.options.get("purge", "").lower() == _ALL
 
     @property
     def ephemeral(self) -> bool:
         return _truth("ephemeral", self.options.get("ephemeral", "false"))
+
+    def overlaps(self, other: Definition) -> bool:
+        """Whether the places of two volumes have objects in common, if their servers are the same."""
+        ours, theirs = f"{self.place}/", f"{other.place}/"
+        return theirs.startswith(ours) or ours.startswith(theirs)
 
     def same_as(self, other: Definition) -> bool:
         """Whether both mean the same volume, however bucket and prefix were said."""
@@ -96,7 +108,8 @@ class MountOptions:
             )
         if not options.get("cache-dir", "/").startswith("/"):
             raise usage("option cache-dir", options["cache-dir"], "a path that begins with /")
-        _truth("purge", options.get("purge", "false"))
+        if (purge := options.get("purge", "false")).lower() not in _ON | _OFF | {_ALL}:
+            raise usage("option purge", purge, "true, false or all")
         bucket, prefix = self._place(name, options, rule)
         definition = Definition(name, bucket, prefix, dict(sorted(options.items())), created_at)
         self._check(definition)

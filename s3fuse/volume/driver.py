@@ -13,6 +13,7 @@ from s3fuse.volume import process
 from s3fuse.volume.inuse import Holders
 from s3fuse.volume.mounts import VolumeMount
 from s3fuse.volume.naming import check_name
+from s3fuse.volume.purges import Purges
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
     from s3fuse.volume.definition import Definition, MountOptions
     from s3fuse.volume.naming import NameRule
     from s3fuse.volume.places import Places
+    from s3fuse.volume.removal import Removal
     from s3fuse.volume.state import State
 
 log = logging.getLogger(__name__)
-
-#: How long a purge that failed waits before it is tried again: first and at most.
-PURGE_RETRY_S = (5.0, 300.0)
 
 
 class Driver:
@@ -44,7 +43,7 @@ class Driver:
         self._volumes: dict[str, VolumeMount] = {}
         #: Removed volumes whose mount is still ending, or whose data is still being purged.
         self._leaving: dict[str, trio.Event] = {}
-        self._purging: set[str] = set()
+        self._purges = Purges(state, options, places, self._volumes)
         #: Changes to the definitions come one after the other.
         self._changing = trio.Lock()
 
@@ -68,8 +67,8 @@ class Driver:
         volumes, purges = await trio.to_thread.run_sync(self._state.load)
         for definition in volumes:
             self._add(definition)
-        for definition in purges:
-            self._leave(self._made(definition), purge=True)
+        for definition, removal in purges:
+            self._leave(self._made(definition), removal)
         log.info("%d volumes are known", len(volumes))
         self._start(self._owe)
 
@@ -128,11 +127,10 @@ class Driver:
         definition = self._options.define(name, given, self._rule, now)
         if (credentials := self._options.credentials(definition)) is not None:
             self._places.credentials_file(credentials)
-        async with self._changing:
-            if name in self._purging:
-                raise UserError(f"volume {name} was removed, and its data is still being purged; try again later")
+        async with self._changing, self._purges.making(definition):
             known = self._volumes.get(name)
             if known is None:
+                await self._purges.own(definition)
                 await trio.to_thread.run_sync(self._state.save, definition)
                 self._add(definition).owe(0)
                 log.info("volume %s is made: %s", name, definition.place)
@@ -146,14 +144,16 @@ class Driver:
 
     async def _remove(self, arguments: dict[str, Any]) -> dict[str, Any]:
         volume = self._volume(arguments)
+        await volume.check_removable()
+        removal = await self._purges.ask(volume)
         async with self._changing:
-            volume = self._volume(arguments)
-            await volume.check_removable()
-            purge = self._may_purge(volume.definition)
-            await trio.to_thread.run_sync(self._state.remove, volume.definition, purge)
+            if self._volume(arguments) is not volume:
+                raise UserError(f"volume {volume.definition.name} was made anew meanwhile; try again")
+            await volume.check_removable()  # a container may have begun meanwhile
+            await trio.to_thread.run_sync(self._state.remove, volume.definition, removal)
             del self._volumes[volume.definition.name]
         log.info("volume %s is removed", volume.definition.name)
-        self._leave(volume, purge=purge, running=True)
+        self._leave(volume, removal, running=True)
         return {}
 
     async def _mount(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -186,38 +186,23 @@ class Driver:
 
     # -- removed volumes
 
-    def _may_purge(self, definition: Definition) -> bool:
-        """Whether the data of a volume goes with it: what another volume has, too, stays for that one."""
-        ours = f"{definition.place}/"
-        for other in self._volumes.values() if definition.purge else ():
-            theirs = f"{other.definition.place}/"
-            if other.definition.name != definition.name and (theirs.startswith(ours) or ours.startswith(theirs)):
-                log.warning(
-                    "the data of the removed volume %s is not purged: volume %s has %s",
-                    definition.name,
-                    other.definition.name,
-                    other.definition.place,
-                )
-                return False
-        return definition.purge
-
-    def _leave(self, volume: VolumeMount, *, purge: bool, running: bool = False) -> None:
+    def _leave(self, volume: VolumeMount, removal: Removal | None, *, running: bool = False) -> None:
         """Ends the mount of a removed volume, cleans its cache up and purges its data if that was asked for."""
         name = volume.definition.name
-        if purge:
-            self._purging.add(name)
+        if removal is not None:
+            self._purges.waiting.add(name)
         before = self._leaving.get(name)
         self._leaving[name] = left = trio.Event()
         volume.retire()
         if not running:
             self._start(self._run, volume, before)
-        self._start(self._finish, volume, left, purge)
+        self._start(self._finish, volume, left, removal)
 
-    async def _finish(self, volume: VolumeMount, left: trio.Event, purge: bool) -> None:
+    async def _finish(self, volume: VolumeMount, left: trio.Event, removal: Removal | None) -> None:
         await volume.retired.wait()
         definition = volume.definition
-        if purge:
-            await self._purge(definition)
+        if removal is not None:
+            await self._purges.run(definition, removal)
         if not definition.ephemeral and volume.cache_directory.is_dir():
             try:
                 await process.run("cache", "clean", str(volume.cache_directory))
@@ -226,24 +211,6 @@ class Driver:
         if self._leaving.get(definition.name) is left:
             del self._leaving[definition.name]
         left.set()
-
-    async def _purge(self, definition: Definition) -> None:
-        """Deletes what is in the bucket, until that is done: the removal was answered already."""
-        pause_s, most_s = PURGE_RETRY_S
-        while True:
-            try:
-                credentials = self._options.credentials(definition)
-                keys = [] if credentials is None else [str(self._places.credentials_file(credentials))]
-                arguments = [*self._options.arguments(definition), *(f"--credentials-file={path}" for path in keys)]
-                await process.run("plugin-purge", *arguments, "--", definition.place)
-                break
-            except UserError as error:
-                log.error("the data of the removed volume %s is not purged yet: %s", definition.name, error)
-            await trio.sleep(pause_s)
-            pause_s = min(most_s, pause_s * 2)
-        await trio.to_thread.run_sync(self._state.purged, definition)
-        self._purging.discard(definition.name)
-        log.info("the data of the removed volume %s, %s, is purged", definition.name, definition.place)
 
 
 def _name(arguments: dict[str, Any]) -> str:

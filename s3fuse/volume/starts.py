@@ -14,7 +14,8 @@ import trio
 from s3fuse import kernel
 from s3fuse.errors import UserError
 from s3fuse.mountpoint import refuse_writes
-from s3fuse.volume import process
+from s3fuse.volume import jobs, process
+from s3fuse.volume.jobs import Job
 
 if TYPE_CHECKING:
     from s3fuse.volume.definition import Definition, MountOptions
@@ -44,10 +45,19 @@ class Starts:
 
         Raises UserError with its words.
         """
+        if self._definition.purge and not self._definition.purge_all:
+            await self._own()
         try:
             await process.run(*await trio.to_thread.run_sync(self._prepare), started=self._started)
         finally:
             self._command = None
+
+    async def _own(self) -> None:
+        """Puts the owner's mark, before anything can be written: another node may have purged it. Raises UserError."""
+        job = Job(do="own", volume=self._definition.name)
+        found = await jobs.run(self._definition, self._options, self._places, job)
+        if "refused" in found:
+            raise UserError(f"the option purge cannot hold: {found['refused']}")
 
     @property
     def words(self) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from s3fuse.errors import UserError
 from s3fuse.volume.definition import Definition
 from s3fuse.volume.naming import check_name, file_name
+from s3fuse.volume.removal import Removal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,13 +55,17 @@ class State:
         finally:
             os.close(descriptor)
 
-    def load(self) -> tuple[list[Definition], list[Definition]]:
+    def load(self) -> tuple[list[Definition], list[tuple[Definition, Removal]]]:
         """The volumes, and the removed ones whose data is still to be purged. `broken` has what cannot be read."""
         for part in self.folder.glob(".*.part"):  # a write that did not come to its end, and was not acknowledged
             part.unlink()
-        return self._all(_VOLUME), self._all(_PURGE)
+        return [definition for definition, _ in self._all(_VOLUME)], self._all(_PURGE)
 
-    def _all(self, suffix: str) -> list[Definition]:
+    def unread(self) -> list[str]:
+        """Names of volumes, not of removed ones, whose definition could not be read and is still there (blocks)."""
+        return [name for name in sorted(self.broken) if (self.folder / f"{name}{_VOLUME}").exists()]
+
+    def _all(self, suffix: str) -> list[tuple[Definition, Removal]]:
         found = []
         for path in sorted(self.folder.glob(f"*{suffix}")):
             try:
@@ -70,7 +75,7 @@ class State:
                 log.error("volume %s: %s", path.stem, self.broken[path.stem])
         return found
 
-    def _read(self, path: Path) -> Definition:
+    def _read(self, path: Path) -> tuple[Definition, Removal]:
         content = json.loads(path.read_text())
         if content["version"] > _VERSION:
             raise ValueError(f"it was written by a newer s3fuse (version {content['version']} of the form)")
@@ -79,10 +84,19 @@ class State:
         if self._path(name).stem != path.stem:
             raise ValueError(f"it is of volume {name}")
         options = {str(key): str(value) for key, value in content["options"].items()}
-        return Definition(name, str(content["bucket"]), str(content["prefix"]), options, str(content["created_at"]))
+        definition = Definition(
+            name, str(content["bucket"]), str(content["prefix"]), options, str(content["created_at"])
+        )
+        if "removed" in content:
+            return definition, Removal.from_json(content["removed"])
+        # Versions before that had none: a removal renamed the file, and that is its ctime.
+        return definition, Removal(wall_ns=path.stat().st_ctime_ns)
 
     def save(self, definition: Definition) -> None:
         """Returns when the definition is on the disk (blocks). Raises UserError."""
+        self._write(self._path(definition.name), definition, {})
+
+    def _write(self, path: Path, definition: Definition, more: dict[str, Any]) -> None:
         content: dict[str, Any] = {
             "version": _VERSION,
             "name": definition.name,
@@ -90,8 +104,8 @@ class State:
             "bucket": definition.bucket,
             "prefix": definition.prefix,
             "options": dict(definition.options),
+            **more,
         }
-        path = self._path(definition.name)
         part = path.with_name(f".{path.stem}.part")
         try:
             with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -103,15 +117,17 @@ class State:
         except OSError as error:
             raise UserError(f"the definition {path} cannot be written: {error.strerror}") from None
 
-    def remove(self, definition: Definition, purge: bool) -> None:
-        """Returns when the volume is gone from the disk, save that with `purge` its data is still to go (blocks).
+    def remove(self, definition: Definition, removal: Removal | None) -> None:
+        """Returns when the volume is gone from the disk, save that with `removal` its data is still to go (blocks).
 
         Raises UserError.
         """
         path = self._path(definition.name)
+        if removal is not None:
+            self._write(path, definition, {"removed": removal.to_json()})
         try:
-            if purge:
-                path.replace(path.with_suffix(_PURGE))
+            if removal is not None:
+                path.replace(path.with_suffix(_PURGE))  # only this makes it a removed one
             else:
                 path.unlink(missing_ok=True)
             self._sync()

@@ -13,6 +13,7 @@ from s3fuse.errors import UserError
 from s3fuse.volume.definition import Definition, MountOptions
 from s3fuse.volume.naming import NameRule, check_name, file_name
 from s3fuse.volume.places import Places
+from s3fuse.volume.removal import Removal
 from s3fuse.volume.state import State
 
 if TYPE_CHECKING:
@@ -217,9 +218,10 @@ def test_a_removed_volume_is_kept_until_its_data_is_purged(tmp_path: Path) -> No
     with State(tmp_path).opened() as state:
         state.save(kept)
         state.save(purged)
-        state.remove(kept, False)
-        state.remove(purged, True)
-        assert state.load() == ([], [purged])
+        state.remove(kept, None)
+        removal = Removal.now(server_ns=7, leases=("a", "b"))
+        state.remove(purged, removal)
+        assert state.load() == ([], [(purged, removal)])
         state.purged(purged)
         assert state.load() == ([], [])
 

@@ -207,69 +207,6 @@ def test_a_name_leads_to_the_same_data_on_every_node(plugins: Plugins, bucket: B
         third.mount("my-data")
 
 
-def test_purge(plugins: Plugins, server: Server, buckets: Callable[..., Bucket]) -> None:
-    """Data goes with its volume where that was asked for, and nothing beside it."""
-    bucket = buckets(server)
-    bucket.put("gone-but-not-mine", b"x")
-    plugin = plugins(server)
-    for name, purge in (("gone", "true"), ("kept", "false")):
-        plugin.create(name, bucket=bucket.name, prefix=name, purge=purge)
-        path = plugin.mount(name)
-        (path / "dir").mkdir()
-        (path / "dir" / "file").write_text("x")
-        plugin.unmount(name)
-        plugin.call("Remove", Name=name)
-    wait_for(lambda: not bucket.keys("gone/"), timeout_s=WAIT_S)
-    wait_for(lambda: not list(plugin.state.iterdir()), timeout_s=WAIT_S)
-    assert bucket.keys() == {"gone-but-not-mine", "kept/dir/", "kept/dir/file"}
-
-
-def test_a_purge_never_takes_what_is_another_volumes(plugins: Plugins, bucket: Bucket) -> None:
-    for key in ("a/b/x", "a/bb/x", "x"):
-        bucket.put(key, b"x")
-    plugin = plugins(bucket.server)
-    plugin.allowed += [
-        "of the removed volume part is not purged: volume whole has",
-        "volume twin is not purged: volume w",
-    ]
-    plugin.create("whole", bucket=bucket.name, purge="true")
-    plugin.create("twin", bucket=bucket.name, purge="true")
-    plugin.create("part", bucket=bucket.name, prefix="a/b", purge="true")
-    plugin.call("Remove", Name="part")
-    plugin.call("Remove", Name="twin")
-    plugin.create("beside", bucket=bucket.name, prefix="c", purge="true")
-    plugin.call("Remove", Name="beside")
-    plugin.allowed.append("of the removed volume beside is not purged: volume whole has")
-    plugin.create("twin", bucket=bucket.name)
-    plugin.call("Remove", Name="twin")
-    assert bucket.keys() == {"a/b/x", "a/bb/x", "x"}
-    plugin.call("Remove", Name="whole")
-    wait_for(lambda: not bucket.keys(), timeout_s=WAIT_S)
-
-
-def test_a_purge_that_cannot_be_done_now_is_done_later(plugins: Plugins, bucket: Bucket) -> None:
-    bucket.put("file", b"x")
-    plugin = plugins(bucket.server)
-    (plugin.folder / "keys").mkdir()
-    keys = plugin.folder / "keys" / "prod"
-    content = f"{bucket.server.access_key}:{bucket.server.secret_key}\n"
-    keys.write_text(content)
-    keys.chmod(0o600)
-    plugin.create("vol", bucket=bucket.name, purge="true", credentials="prod")
-    keys.write_text("")
-    plugin.allowed.append("the data of the removed volume vol is not purged yet: credentials file")
-    plugin.call("Remove", Name="vol")
-    wait_for(lambda: "is not purged yet" in plugin.log_text(), timeout_s=WAIT_S)
-    with pytest.raises(Refused, match="its data is still being purged"):
-        plugin.create("vol", bucket=bucket.name)
-    assert plugin.names() == set()
-    assert bucket.keys() == {"file"}
-    plugin.stop()
-    keys.write_text(content)
-    plugin.start()
-    wait_for(lambda: not bucket.keys(), timeout_s=WAIT_S)
-
-
 def test_ephemeral(plugins: Plugins, bucket: Bucket) -> None:
     """Nothing of it is on this host's disk."""
     plugin = plugins(bucket.server)
