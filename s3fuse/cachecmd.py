@@ -11,7 +11,8 @@ import click
 
 from s3fuse import config
 from s3fuse.errors import ExitCode, UserError
-from s3fuse.options import FilePath
+from s3fuse.options import FilePath, say
+from s3fuse.printable import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,17 +41,17 @@ def list_caches(directories: tuple[Path, ...], as_json: bool) -> None:
         click.echo(json.dumps([{**asdict(one), "directory": str(one.directory)} for one in found], indent=2))
         return
     if not found:
-        click.echo(f"no cache directories in {config.cache_root()}")
+        say(f"no cache directories in {config.cache_root()}")
     for one in found:
         state = "in use" if one.in_use else "unused"
         size = f"{one.size_bytes:,} bytes, {one.waiting_files} changes wait"
-        click.echo(f"{one.directory}: {one.store or 'unknown bucket'}, {state}, {size}")
+        say(f"{one.directory}: {one.store or 'unknown bucket'}, {state}, {size}")
         for item in one.waiting:
-            click.echo(f"  {item['name']} ({item['bytes']} bytes): {item['reason']}")
+            say(f"  {printable(item['name'])} ({item['bytes']} bytes): {printable(item['reason'])}")
         for folder in one.lost:
-            click.echo(f"  staged bytes that the journal lost track of: {folder}")
+            say(f"  staged bytes that the journal lost track of: {folder}")
         if one.problem:
-            click.echo(f"  {one.problem}")
+            say(f"  {one.problem}")
 
 
 @cache.command()
@@ -64,9 +65,9 @@ def clean(directories: tuple[Path, ...]) -> None:
         reason = caches.remove(path)
         if reason:
             kept = True
-            click.echo(f"s3fuse: {path} stays: {reason}", err=True)
+            say(f"s3fuse: {path} stays: {reason}", err=True)
         else:
-            click.echo(f"removed {path}")
+            say(f"removed {path}")
     if kept and directories:
         sys.exit(ExitCode.FAILED)
 
@@ -81,7 +82,7 @@ def recover(directory: Path, destination: Path) -> None:
     whole = True
     try:
         for copied in caches.copy_out(directory.absolute(), destination.absolute()):
-            click.echo(f"{copied.name}: {copied.text}", err=not copied.whole)
+            say(f"{printable(copied.name)}: {copied.text}", err=not copied.whole)
             whole = whole and copied.whole
     except OSError as error:
         raise UserError(f"copying to {destination} failed: {error}") from error

@@ -29,8 +29,10 @@ from s3fuse.options import (
     from_fstab,
     grouped,
     parse_fstab,
+    say,
 )
 from s3fuse.plugincmd import plugin, plugin_purge
+from s3fuse.printable import printable
 from s3fuse.servercmd import server
 
 if TYPE_CHECKING:
@@ -129,9 +131,7 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, shared: bool, **optio
 def _tell_of_lost_bytes(mountpoint: Path) -> None:
     with suppress(OSError, UserError):  # it may be unmounted already
         for folder in control.request(mountpoint, "status")["cache"]["lost"]:
-            click.echo(
-                f"s3fuse: staged bytes that the journal lost track of are in {folder}; see s3fuse cache list", err=True
-            )
+            say(f"s3fuse: staged bytes that the journal lost track of are in {folder}; see s3fuse cache list", err=True)
 
 
 def _default_log(settings: config.MountConfig) -> Path:
@@ -144,14 +144,16 @@ def _default_log(settings: config.MountConfig) -> Path:
 def _progress(title: str) -> Iterator[Callable[[dict[str, Any]], None]]:
     """A line that counts down on a terminal; nothing in a pipe."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.status import Status
 
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda message: None
         return
-    with Status(title, console=console) as status:
-        yield lambda left: status.update(f"{title}: {left['files']} files, {left['bytes'] / 1e6:,.1f} MB to go")
+    shown = escape(printable(title))
+    with Status(shown, console=console) as status:
+        yield lambda left: status.update(f"{shown}: {left['files']} files, {left['bytes'] / 1e6:,.1f} MB to go")
 
 
 def _wait_for_drain(settings: config.MountConfig) -> None:
@@ -169,7 +171,7 @@ def _wait_for_drain(settings: config.MountConfig) -> None:
         return
     end = time.monotonic() + settings.drain_timeout_s
     where = f"{last['mountpoint']} was unmounted, and its daemon (pid {last['pid']})"
-    click.echo(f"s3fuse: {where} still uploads what is in {directory}; waiting for it", err=True)
+    say(f"s3fuse: {where} still uploads what is in {directory}; waiting for it", err=True)
     with _progress("waiting for uploads") as show:
         while (now := control.draining(directory)) is not None:
             show(now["pending"])
@@ -201,7 +203,8 @@ def _no_answer(mountpoint: Path) -> UserError:
 
 def _list(items: list[dict[str, Any]]) -> None:
     for item in items:
-        click.echo(f"  {item['name']} ({item['bytes']} bytes): {item['error'] or item['state']}", err=True)
+        reason = printable(item["error"] or item["state"])
+        say(f"  {printable(item['name'])} ({item['bytes']} bytes): {reason}", err=True)
 
 
 @cli.command()
@@ -227,7 +230,7 @@ def umount(mountpoint: Path, drain_timeout: float | None) -> None:
         control.wait_for_end(pid, 30)  # so that its cache directory is free
     if result["pending"]:
         left = "these are lost (--ephemeral)" if ephemeral else "these wait in the journal for the next mount"
-        click.echo(f"s3fuse: {mountpoint} is unmounted, but {left}:", err=True)
+        say(f"s3fuse: {mountpoint} is unmounted, but {left}:", err=True)
         _list(result["pending"])
         sys.exit(ExitCode.PENDING)
 
@@ -263,7 +266,7 @@ def _left_in(directory: str | None) -> str:
         return unknown
     if not cache.why_kept():
         return ""
-    items = "".join(f"\n  {item['name']} ({item['bytes']} bytes)" for item in cache.waiting[:20])
+    items = "".join(f"\n  {printable(item['name'])} ({item['bytes']} bytes)" for item in cache.waiting[:20])
     more = f"\n  and {len(cache.waiting) - 20} more" if len(cache.waiting) > 20 else ""
     return f"this waits in {directory}; mount the bucket again to upload it:{items}{more}"
 
@@ -280,9 +283,7 @@ def flush(mountpoint: Path) -> None:
     except OSError:
         raise _no_answer(mountpoint) from None
     if result["failed"]:
-        click.echo(
-            f"s3fuse: these files of {mountpoint} are not in the bucket; they are kept and tried again:", err=True
-        )
+        say(f"s3fuse: these files of {mountpoint} are not in the bucket; they are kept and tried again:", err=True)
         _list(result["failed"])
         sys.exit(ExitCode.FAILED)
 
@@ -302,7 +303,7 @@ def restart(ctx: click.Context, mountpoint: Path, changed: tuple[str, ...]) -> N
         raise _not_mounted(mountpoint) from None
     except OSError:
         raise _no_answer(mountpoint) from None
-    click.echo(f"{mountpoint} goes on in another process; it paused for {process['last_pause_s']:.2f} s", err=True)
+    say(f"{mountpoint} goes on in another process; it paused for {process['last_pause_s']:.2f} s", err=True)
 
 
 def _wait_for_successor(mountpoint: Path, before: int) -> dict[str, Any]:
@@ -368,7 +369,7 @@ def main() -> None:
     try:
         cli.main(standalone_mode=False)
     except UserError as error:
-        click.echo(f"s3fuse: {error}", err=True)
+        say(f"s3fuse: {error}", err=True, lines=True)
         sys.exit(error.exit_code)
     except click.ClickException as error:
         error.show()

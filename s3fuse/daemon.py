@@ -6,11 +6,12 @@ import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from s3fuse.config import to_json
 from s3fuse.errors import ExitCode, UserError
 from s3fuse.host.private import NotPrivate, open_log
+from s3fuse.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,21 @@ if TYPE_CHECKING:
 WORKER = (sys.executable, "-P", "-m", "s3fuse.worker")
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+#: What a log shows of one message.
+MESSAGE_CHARS = 4000
+
+
+class LogFormatter(logging.Formatter):
+    """One line a message, whatever it says; what follows it is indented, so that no line of that looks like one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message, MESSAGE_CHARS)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        first, *others = super().formatException(ei).split("\n")
+        return "\n".join([first, *(f"  {printable(line)}" for line in others)])
 
 
 class _LogFile(logging.FileHandler):
@@ -50,7 +66,8 @@ def set_up_logging(level: str, log_file: Path | None, *, is_new_mount: bool = Tr
         raise UserError(f"--log-file: {error}", ExitCode.USAGE) from None
     except OSError as error:
         raise UserError(f"--log-file {log_file} cannot be written: {error.strerror}", ExitCode.USAGE) from None
-    logging.basicConfig(level=level.upper(), format=FORMAT, handlers=[handler], force=True)
+    handler.setFormatter(LogFormatter(FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("urllib3").setLevel(logging.WARNING)
 
 

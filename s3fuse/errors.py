@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+from s3fuse.printable import printable
+
 
 class ExitCode(IntEnum):
     """Exit codes of every verb; documented in the README."""
@@ -28,7 +30,10 @@ class UserError(Exception):
 
 
 class StoreError(Exception):
-    """A store could not do what it was asked; `key` names the object or is empty."""
+    """A store could not do what it was asked; `key` names the object or is empty.
+
+    The text may hold what a server said: it is made printable and short here, wherever it is shown later.
+    """
 
     #: The same request may succeed later without anybody changing anything.
     transient = False
@@ -36,7 +41,7 @@ class StoreError(Exception):
     needs = ""
 
     def __init__(self, message: str, key: str = "") -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.key = key
 
 

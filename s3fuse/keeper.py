@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 
 from s3fuse import link, systemd
 from s3fuse.host.private import open_log, remove_new_log
+from s3fuse.printable import printable
 from s3fuse.succession import Succession
 
 #: A worker that is asked to hand over has so long to finish what it has begun, before it is killed.
@@ -290,7 +291,7 @@ class Keeper:
         }
         remove_new_log(self.spec["config"].get("log_file"), is_new=self.spec.get("log_is_new", False))
         if self._tell < 0:
-            print(f"s3fuse: {error['error']}", file=sys.stderr, flush=True)
+            print(f"s3fuse: {printable(error['error'], lines=True)}", file=sys.stderr, flush=True)
         self._say(error)
         os._exit(int(error["exit_code"]))
 
@@ -318,7 +319,7 @@ class Keeper:
         """A line in the log's form."""
         now = time.time()
         stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now)) + f",{int(now % 1 * 1000):03d}"
-        line = f"{stamp} WARNING s3fuse.keeper: {text}\n".encode()
+        line = f"{stamp} WARNING s3fuse.keeper: {printable(text)}\n".encode()
         path = self.spec["config"].get("log_file")
         descriptor = 2 if path is None else _open_log(path)
         if descriptor is None:

@@ -10,9 +10,15 @@ import click
 
 from s3fuse import config, kernel
 from s3fuse.errors import ExitCode, UserError
+from s3fuse.printable import MOST_CHARS, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+
+def say(text: str, *, err: bool = False, lines: bool = False) -> None:
+    """Prints what may have foreign names in it; with `lines` on as many as our own text has."""
+    click.echo(printable(text, 8 * MOST_CHARS, lines=lines), err=err)
 
 
 class Size(click.ParamType[int]):

@@ -7,19 +7,28 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from s3fuse.printable import printable
 
 
 def show_status(mounts: list[dict[str, Any]]) -> None:
     """Prints each mount as a block of facts."""
-    console = Console(markup=False, highlight=False, emoji=False)  # names are shown as they are
+    console = Console(markup=False, highlight=False, emoji=False)
     if not mounts:
         console.print("nothing is mounted")
     for mount in mounts:
-        table = Table(title=mount["mountpoint"], title_justify="left", show_header=False, box=None, padding=(0, 2))
+        table = Table(
+            title=Text(printable(mount["mountpoint"])),
+            title_justify="left",
+            show_header=False,
+            box=None,
+            padding=(0, 2),
+        )
         table.add_column()
         table.add_column(overflow="fold")
         for name, value in _facts(mount):
-            table.add_row(name, value)
+            table.add_row(name, Text(printable(value)))
         console.print(table)
 
 

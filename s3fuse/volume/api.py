@@ -20,6 +20,7 @@ import h11
 import trio
 
 from s3fuse.errors import UserError
+from s3fuse.printable import MOST_CHARS, printable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -169,21 +170,26 @@ async def _answer(request: h11.Request, body: bytes, calls: Mapping[str, Call]) 
     path = request.target.decode("ascii", "replace")
     call = calls.get(path)
     if call is None:
-        return 404, {"Err": f"s3fuse has no {path}"}
+        return 404, {"Err": f"s3fuse has no {printable(path)}"}
     try:
         arguments = json.loads(body) if body.strip() else {}
         if not isinstance(arguments, dict):
             raise ValueError("no object")
     except ValueError as error:
-        return 400, {"Err": f"the body of {path} is not JSON as expected: {error}"}
+        return 400, {"Err": f"the body of {path} is not JSON as expected: {printable(str(error))}"}
     try:
         return 200, {"Err": "", **await call(arguments)}
     except UserError as error:
         log.info("%s %s: %s", path, arguments.get("Name", ""), error)
-        return 200, {"Err": str(error)}
+        return 200, {"Err": _told(error)}
     except Exception as error:
         log.exception("%s failed", path)
-        return 200, {"Err": f"{path} failed: {error!r}; see the log of s3fuse plugin"}
+        return 200, {"Err": f"{path} failed: {printable(repr(error))}; see the log of s3fuse plugin"}
+
+
+def _told(error: UserError) -> str:
+    """What Docker shows on a terminal as it is."""
+    return printable(str(error), 4 * MOST_CHARS, lines=True)
 
 
 async def _send(http: h11.Connection, stream: trio.SocketStream, status: int, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import trio
 
 from s3fuse import control
 from s3fuse.errors import UserError
+from s3fuse.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,8 +47,8 @@ async def flush(mountpoint: Path, timeout_s: float, on_progress: Callable[[dict[
     if failed := result["failed"]:
         first = failed[0]
         raise NotFlushed(
-            f"{len(failed)} files are not in the bucket, and are tried again; the first is {first['name']}: "
-            f"{first['error'] or first['state']}"
+            f"{len(failed)} files are not in the bucket, and are tried again; the first is {printable(first['name'])}: "
+            f"{printable(first['error'] or first['state'])}"
         )
 
 
