@@ -86,10 +86,12 @@ class Directories:
             listing = directory.folder()
             now = time.monotonic()
             known_absent = listing.complete and now < listing.valid_until and name not in directory.children
-            if known_absent or listing.absent.get(name, 0.0) > now:
-                return None
-            await self._ask(directory.children.get(name) or listing, partial(self._find, directory, name))
+            if not known_absent and listing.absent.get(name, 0.0) <= now:
+                await self._ask(directory.children.get(name) or listing, partial(self._find, directory, name))
             child = directory.children.get(name)
+            if child is None and name in listing.unreadable:  # not absent: nothing may be made in its place
+                key = self.inodes.key(directory) + name
+                raise BadResponse(f"what the server lists of {key} cannot be read", key)
         if child is not None and (child.outdated or not child.attributes_known):
             await self._ask(child, partial(self.learn, child))
             child = directory.children.get(name)
@@ -318,10 +320,12 @@ class Directories:
             self._merge.prefix(directory, name, started)
         elif info is not None:
             self._merge.object(directory, name, info, started)
-        elif key in page.unreadable and name in directory.children:
-            log.info("what the server says of %s cannot be read: what is known stays", key)
+        elif key in page.unreadable:
+            directory.folder().unreadable.add(name)
+            return
         else:
             self._merge.absent(directory, name, started)
+        directory.folder().unreadable.discard(name)
 
     async def _is_ghost(self, directory: Inode, key: str) -> bool:
         """Whether a prefix is none: MinIO shows an object that is being written or deleted as one for a moment.
@@ -369,6 +373,7 @@ class Directories:
         prefix = self.inodes.key(directory)
         started = time.monotonic()
         seen: set[str] = set()
+        bad: set[str] = set()  # what is known of them stays
         token: str | None = None
         hidden = count = unreadable = 0
         walk = Walk()
@@ -382,13 +387,15 @@ class Directories:
                 seen.update(key[len(prefix) : -1] for key in ghosts)
             shown = self._merge.page(directory, page, started, asked)
             seen.update(shown.files, shown.directories)
-            seen.update(key[len(prefix) :] for key in page.unreadable)  # what is known of them stays as well
+            bad.update(key[len(prefix) :] for key in page.unreadable)
             hidden += shown.hidden
             unreadable += len(page.unreadable)
             token = walk.follow(page)
             if token is None or count == pages:
                 break
         listing.probes = 0
+        listing.unreadable = bad | (listing.unreadable - seen if token is not None else set())
+        seen |= bad
         if token is not None:
             listing.pages = max(listing.pages, count) * 4
             return

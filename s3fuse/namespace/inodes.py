@@ -32,7 +32,7 @@ ROOT = 1
 class Listing:
     """What is known of a directory's names beyond `Inode.children`. Times are `time.monotonic()` seconds."""
 
-    __slots__ = ("absent", "complete", "listed_by", "pages", "probes", "valid_until")
+    __slots__ = ("absent", "complete", "listed_by", "pages", "probes", "unreadable", "valid_until")
 
     def __init__(self) -> None:
         self.complete = False  # children held every name at the last listing
@@ -41,6 +41,7 @@ class Listing:
         self.probes = 0  # single names asked since the last listing
         self.listed_by = 0  # listings under way
         self.absent: dict[str, float] = {}  # name -> until when it is known not to be there
+        self.unreadable: set[str] = set()  # names that are there, but the server says impossible things of them
 
     @property
     def is_ours_alone(self) -> bool:

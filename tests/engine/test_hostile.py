@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree as ET
 
@@ -58,6 +59,21 @@ def entry(key: str, field: str, text: str) -> Callable[[Request, Reply], Reply |
 
 BAD = [("Size", "-5"), ("Size", "1" + "0" * 23), ("Size", "xyz"), ("Size", ""), ("LastModified", "yesterday")]
 BAD += [("ETag", ""), ("ETag", "a\r\nHost: b"), ("ETag", "\u00fc")]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+async def test_nothing_is_made_in_the_place_of_a_bad_entry(
+    rig: Rig, server: Hostile, alone: bool, expected_log: list[str]
+) -> None:
+    expected_log.append("entries below 'd/' are left out")
+    server.damage = entry("d/b", "Size", "xyz")
+    if not alone:
+        await rig.core.directories.load(await rig.walk("d"))
+    for make in (partial(rig.mkdir, "d/b"), partial(rig.put, "d/b"), partial(rig.rename, "d/a", "d/b")):
+        with pytest.raises(BadResponse):
+            await make()
+    server.damage = lambda request, reply: None
+    assert await rig.cat("d/b") == b"bb"
 
 
 @pytest.mark.parametrize("known", [False, True])
