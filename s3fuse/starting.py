@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from s3fuse import control
-from s3fuse.cachedir import check_place
+from s3fuse.cachedir import check_place, make_private
 from s3fuse.errors import AccessDenied, ExitCode, NoSuchBucket, StoreError, Unavailable, UserError
 from s3fuse.session import state
 from s3fuse.writing.ephemeral import MemoryJournal
@@ -45,6 +45,7 @@ def open_journal(config: MountConfig, endpoint: str, *, is_successor: bool) -> J
     directory = config.cache_path(endpoint)
     if not is_successor:
         check_place(directory, config.mountpoint)
+    make_private(directory, is_new_mount=not is_successor)
     return Journal(directory, name)
 
 

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 def main() -> NoReturn:
     """Waits for its turn, serves, and ends with the mount's exit code or, where another one goes on, with GO_ON."""
+    os.umask(0o077)  # what it makes on this host is for nobody else
     end = socket.socket(fileno=int(sys.argv[1]))
     end.set_inheritable(False)
     with suppress(OSError):

@@ -1,4 +1,5 @@
-"""What a mount gives nobody: root's rights by set-uid files and file capabilities, devices of the host (T92)."""
+"""What a mount gives nobody: root's rights by set-uid files and file capabilities, devices of the host (T92); what is
+in its cache directory and log."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from s3fuse import attrs, kernel
-from tests.fuse.harness import S3FUSE, free_environment, run
+from s3fuse.errors import ExitCode
+from tests.fuse.harness import S3FUSE, free_environment, run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -158,3 +160,62 @@ def test_flags_are_of_the_mount_that_is_meant(tmp_path: Path) -> None:
         os.close(descriptor)
         while kernel.mount_entry(tmp_path) is not None:
             kernel.unmount(tmp_path, lazy=True)
+
+
+def readable(*places: Path) -> list[str]:
+    """What others have any right to."""
+    paths = [path for place in places for path in (place, *place.rglob("*"))]
+    return [f"{path} {path.stat().st_mode:o}" for path in paths if path.stat().st_mode & 0o077]
+
+
+@pytest.mark.timeout(120)
+def test_nobody_else_reads_what_is_staged_cached_and_logged(minio_server: Server, mounts: Mounts) -> None:
+    """Whatever the umask is, and in a directory that was made by hand, or by a version that left it open."""
+    mount = mounts.new(minio_server, start=False)
+    mount.cache.mkdir(mode=0o755)
+    mount.log.touch(0o644)
+    mask = os.umask(0)
+    try:
+        mount.start()
+    finally:
+        os.umask(mask)
+    (mount.path / "large").write_bytes(os.urandom(3 << 20))
+    with (mount.path / "open").open("wb", 0) as file:
+        file.write(b"x" * 200_000)
+        mount.flush()
+        assert (mount.cache / "staging").is_dir()
+        assert readable(mount.cache, mount.log) == []
+        file.write(b"and more")
+        run(S3FUSE, "restart", mount.path, env=free_environment())
+        assert readable(mount.cache, mount.log) == []
+
+        mount.allowed.append("was damaged .journal.sqlite was removed.; it is written anew")
+        (mount.cache / "journal.sqlite").unlink()
+        (mount.path / "more").write_bytes(b"x" * 100)
+        wait_for((mount.cache / "journal.sqlite").exists)
+        assert readable(mount.cache, mount.log) == []
+    mount.stop()
+
+    def leave_open() -> None:
+        for path in (mount.log, mount.cache, *mount.cache.rglob("*")):
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+    leave_open()
+    mount.start()
+    assert len((mount.path / "large").read_bytes()) == 3 << 20
+    assert readable(mount.cache, mount.log) == []
+    leave_open()
+    run(S3FUSE, "restart", mount.path, env=free_environment())
+    assert readable(mount.cache, mount.log) == []
+
+
+def test_a_cache_directory_of_all_is_refused(minio_server: Server, mounts: Mounts) -> None:
+    mount = mounts.new(minio_server, start=False)
+    mount.cache.mkdir()
+    mount.cache.chmod(0o1777)
+    done = run(*mount.command(), env=free_environment(**minio_server.environment), check=False)
+    assert done.returncode == ExitCode.FAILED
+    assert f"others may write to cache directory {mount.cache} (mode 1777)" in done.stderr
+    assert f"chmod 700 {mount.cache}; or choose another with --cache-dir" in done.stderr
+    assert list(mount.cache.iterdir()) == []
+    assert not mount.mounted
