@@ -48,6 +48,14 @@ run_option = grouped("Running it")
     show_default=True,
     help="Where the files are that volumes name by `credentials`; may be given several times.",
 )
+@place_option(
+    "--allow-dir",
+    "allowed_dirs",
+    type=FilePath(),
+    multiple=True,
+    help="Where volumes may name files of their own (cache-dir, ca-file) beside --cache-root and the usual places of "
+    "certificates; may be given several times.",
+)
 @volume_option("--endpoint", metavar="URL", help="S3 server of volumes that name none.")
 @volume_option("--credentials", metavar="NAME", help="Credentials of volumes that name none.")
 @volume_option(
@@ -99,6 +107,7 @@ def plugin(
     state_dir: Path,
     cache_root: Path | None,
     credentials_dirs: tuple[Path, ...],
+    allowed_dirs: tuple[Path, ...],
     endpoint: str | None,
     credentials: str | None,
     name_rule: str,
@@ -128,6 +137,7 @@ def plugin(
         base_dir=Path(os.path.realpath(base_dir)),  # as the kernel names what is mounted there
         cache_root=cache_root or config.cache_root(),
         credentials_dirs=credentials_dirs,
+        allowed_dirs=allowed_dirs,
         linger_s=linger_s,
         stale_s=stale_s,
         unmount_s=unmount_s,

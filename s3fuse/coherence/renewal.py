@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import secrets
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.coherence import leases
-from s3fuse.errors import AccessDenied, ExitCode, NeedsCredentials, StoreError, UserError
+from s3fuse.errors import AccessDenied, ExitCode, NeedsCredentials, StoreError, Unavailable, UserError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from s3fuse.coherence.leases import Lease
     from s3fuse.store.base import Store
 
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ FILE = "lease"
 PART = f"{FILE}.part"
 #: When a renewal that failed is tried again.
 RETRY_S = 30.0
+#: How long the beginning of a mount waits for it; else it is written while the mount is there.
+BEGIN_S = 5.0
 #: How long the end of a mount waits for its lease to be taken away; else it expires.
 END_S = 5.0
 
@@ -46,16 +50,21 @@ def identity(directory: Path | None) -> str:
         part.replace(directory / FILE)
     except OSError as error:
         log.info("the name of the lease is not kept in %s: %s", directory, error.strerror)
-    return new
+    return _of_this_host(new)
 
 
 def read_identity(directory: Path) -> str | None:
-    """The name that `identity` has put into a cache directory; None where there is none. Raises OSError."""
+    """The name that `identity` gives for a cache directory; None where it has none yet. Raises OSError."""
     try:
         text = (directory / FILE).read_bytes()[:64].decode("ascii", "replace").strip()
     except FileNotFoundError:
         return None
-    return text if len(text) == 32 and text.isalnum() else None
+    return _of_this_host(text) if len(text) == 32 and text.isalnum() else None
+
+
+def _of_this_host(text: str) -> str:
+    """Another name on each host: a machine that was copied with its disk does not take the other one for itself."""
+    return hashlib.sha256(f"{text} {socket.gethostname()}".encode()).hexdigest()[:32]
 
 
 class Renewal:
@@ -77,13 +86,17 @@ class Renewal:
         """Writes the lease, before there is a mount. Raises UserError while somebody deletes what is there."""
         if self.key is None:
             return
+        purges: list[Lease] = []
+        now_ns = 0
         try:
-            now_ns = await self._renew()
-            purges = await leases.purges_above(self._store, self._prefix, now_ns)
-            await leases.forget_expired(self._store, self._prefix, now_ns)
+            with trio.fail_after(BEGIN_S):
+                now_ns = await self._renew()
+                purges = await leases.purges_above(self._store, self._prefix, now_ns)
+                await leases.forget_expired(self._store, self._prefix, now_ns)
         except StoreError as error:
             self._failed(error)
-            return
+        except trio.TooSlowError:
+            self._failed(Unavailable(f"the server did not answer within {BEGIN_S:.0f} s"))
         if purges:
             await self.end()
             raise UserError(

@@ -16,6 +16,7 @@ from s3fuse import keys
 from s3fuse.config import MountConfig, parse_place, usage
 from s3fuse.credentials import check_endpoint
 from s3fuse.errors import ExitCode, UserError
+from s3fuse.options import FilePath
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -106,12 +107,13 @@ class MountOptions:
                 "option credentials takes the name of a credentials file on the node, never a path or a key",
                 ExitCode.USAGE,
             )
-        if not options.get("cache-dir", "/").startswith("/"):
-            raise usage("option cache-dir", options["cache-dir"], "a path that begins with /")
         if (purge := options.get("purge", "false")).lower() not in _ON | _OFF | {_ALL}:
             raise usage("option purge", purge, "true, false or all")
         bucket, prefix = self._place(name, options, rule)
         definition = Definition(name, bucket, prefix, dict(sorted(options.items())), created_at)
+        for option, path in self.paths(definition).items():
+            if not path.startswith("/"):
+                raise usage(f"option {option}", path, "a path that begins with /")
         self._check(definition)
         return definition
 
@@ -119,6 +121,14 @@ class MountOptions:
         """The options of a volume with what the plugin adds."""
         place = {"bucket": definition.bucket, "prefix": definition.prefix}
         return dict(sorted({**self._defaults, **definition.options, **place}.items()))
+
+    def paths(self, definition: Definition) -> dict[str, str]:
+        """The options of a volume that name files on the node."""
+        return {
+            name: value
+            for name, value in definition.options.items()
+            if name in self._known and isinstance(self._known[name].type, FilePath)
+        }
 
     def credentials(self, definition: Definition) -> str | None:
         """The name of the credentials file of a volume, if it has one."""

@@ -125,8 +125,7 @@ class Driver:
             raise UserError(f"volume {name}: {self._state.broken[name]}")
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         definition = self._options.define(name, given, self._rule, now)
-        if (credentials := self._options.credentials(definition)) is not None:
-            self._places.credentials_file(credentials)
+        self._places.arguments(definition, self._options)
         async with self._changing, self._purges.making(definition):
             known = self._volumes.get(name)
             if known is None:

@@ -46,8 +46,6 @@ async def run(definition: Definition, options: MountOptions, places: Places, job
 
     "in_use" says who uses the data, "refused" why the volume cannot have the option, "no_bucket" that there is none.
     """
-    credentials = options.credentials(definition)
-    keys = [] if credentials is None else [f"--credentials-file={places.credentials_file(credentials)}"]
-    arguments = [*options.arguments(definition), *keys, "--", definition.place]
+    arguments = [*places.arguments(definition, options), "--", definition.place]
     found: dict[str, Any] = json.loads(await process.run("plugin-purge", job.words(), *arguments))
     return found

@@ -93,9 +93,7 @@ class Starts:
     def _prepare(self) -> list[str]:
         """Makes the mountpoint, and gives the arguments of the command. Raises UserError."""
         definition, mountpoint = self._definition, self._mountpoint
-        arguments = ["mount", *self._options.arguments(definition)]
-        if (credentials := self._options.credentials(definition)) is not None:
-            arguments.append(f"--credentials-file={self._places.credentials_file(credentials)}")
+        arguments = ["mount", *self._places.arguments(definition, self._options)]
         if not definition.ephemeral and "cache-dir" not in definition.options:
             arguments.append(f"--cache-dir={self._places.cache_directory(definition)}")
         if kernel.mount_entry(mountpoint) is None:  # a dead one is in the way of everything but a mount

@@ -219,9 +219,27 @@ async def test_any_host_and_mountpoint_can_be_told(host: str, mountpoint: str) -
     assert len(await leases.living_above(store, "", int(store.now_s * _NS))) == 1
 
 
-def test_a_cache_directory_keeps_the_name(tmp_path: Path) -> None:
+async def test_a_server_that_hangs_keeps_no_mount_waiting(autojump_clock: trio.testing.MockClock) -> None:
+    store = Server()
+
+    async def hang(*_: object, **more: object) -> str:
+        await trio.sleep_forever()
+        return ""
+
+    store.put = hang  # type: ignore[method-assign]
+    began = trio.current_time()
+    one = lease(store, "a/")
+    await one.begin()
+    assert trio.current_time() - began <= renewal.BEGIN_S
+    assert "did not answer" in one.problem
+
+
+def test_a_cache_directory_keeps_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = identity(tmp_path)
     assert identity(tmp_path) == first == read_identity(tmp_path)
+    with monkeypatch.context() as patch:  # a machine that was copied with its disk, and has another name
+        patch.setattr(renewal.socket, "gethostname", lambda: "copy")
+        assert read_identity(tmp_path) not in (None, first)
     for damage in (b"", b"short", b"\xff" * 32, b"../" * 20):
         (tmp_path / renewal.FILE).write_bytes(damage)
         assert read_identity(tmp_path) is None

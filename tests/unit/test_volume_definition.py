@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from s3fuse.cli import cli
 from s3fuse.errors import UserError
@@ -147,6 +151,7 @@ def test_arguments(options: Mapping[str, str], arguments: list[str]) -> None:
         ({"gid": "-5"}, r"'--gid': -5 is not in the range"),
         ({"uid": "4294967295"}, r"'--uid': 4294967295 is not in the range"),
         ({"cache-dir": "rel"}, r"option cache-dir: 'rel' is not allowed; it takes a path that begins with /"),
+        ({"ca-file": "../rel"}, r"option ca-file: '../rel' is not allowed; it takes a path that begins with /"),
         ({"read-only": "maybe"}, r"option read-only: 'maybe' is not allowed; it takes true or false"),
         ({"purge": "maybe"}, r"option purge: 'maybe'"),
         ({"ephemeral": "true", "cache-dir": "/x"}, r"--cache-dir: '/x' is not allowed"),
@@ -193,6 +198,60 @@ def test_secrets_of_swarm_are_readable_for_all(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "prod").write_text("a:b")
     (tmp_path / "prod").chmod(0o444)
     assert places(tmp_path).credentials_file("prod") == tmp_path / "prod"
+
+
+# -- files that volumes name
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directories with links from each into the other."""
+    top = tmp_path_factory.mktemp("maze")
+    for name in ("cache/in", "allowed/in", "outside/in"):
+        (top / name).mkdir(parents=True)
+    for here in ("cache", "allowed", "outside"):
+        for there in ("cache", "allowed", "outside"):
+            (top / here / f"to-{there}").symlink_to(top / there)
+            (top / here / "in" / f"to-{there}").symlink_to(f"../../{there}/in")
+        (top / here / "loop").symlink_to("loop")
+    return top
+
+
+@pytest.mark.parametrize("option", ["cache-dir", "ca-file"])
+@given(
+    start=st.sampled_from(["cache", "allowed", "outside"]),
+    steps=st.lists(
+        st.sampled_from(["in", "new", "..", ".", "", "to-cache", "to-allowed", "to-outside", "loop"]), max_size=6
+    ),
+)
+def test_a_volume_names_files_only_where_its_nodes_operator_allows_it(
+    maze: Path, option: str, start: str, steps: list[str]
+) -> None:
+    path = "/".join((str(maze), start, *steps))
+    node = dataclasses.replace(
+        places(), cache_root=maze / "outside" / "to-cache", allowed_dirs=(maze / "allowed" / ".." / "allowed",)
+    )
+    # What `s3fuse mount` makes of the path, and the kernel of that.
+    really = Path(os.path.realpath(os.path.abspath(path)))
+    good = [maze / "allowed", *([maze / "cache"] if option == "cache-dir" else [])]
+    options = MountOptions(cli.commands["mount"], DEFAULTS)
+    definition = define("bucket", **{option: path})
+    if any(folder in really.parents for folder in good):
+        node.arguments(definition, options)
+        return
+    with pytest.raises(UserError, match=f"option {option}: .*--allow-dir {really.parent} "):
+        node.arguments(definition, options)
+
+
+def test_every_option_that_takes_a_path_is_asked_about() -> None:
+    """A new one of `mount` is refused until somebody says where it may be."""
+    options = MountOptions(cli.commands["mount"], DEFAULTS)
+    definition = define("bucket", **{"cache-dir": "/etc/shadow", "ca-file": "/etc/shadow"})
+    assert set(options.paths(definition)) == {"cache-dir", "ca-file"}
+    for option in ("cache-dir", "ca-file"):
+        with pytest.raises(UserError, match=f"option {option}: /etc/shadow is not below"):
+            places().arguments(define("bucket", **{option: "/etc/shadow"}), options)
+    places().arguments(define("bucket", **{"ca-file": "/usr/share/ca-certificates/x.crt"}), options)
 
 
 # -- the file
