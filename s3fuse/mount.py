@@ -296,6 +296,7 @@ class Mount:
             start(core.blocks.disk.run)
         start(keep_up, core.changes, core.staging, core.syncer.uploads)
         start(core.known.keep_short)
+        start(core.directories.sweep)
         start(waits.watch, thread_is_signalled)
         start(self.ending.signals)
         start(self.ending.stop_when_asked)

@@ -45,6 +45,7 @@ PATIENCE_S = 5.0
 #: The root is always there, and df looks at it before it asks for free space.
 ROOT_PATIENCE_S = 0.5
 GRACE_S = 5.0
+SWEEP_S = 1.0
 
 
 class _Loading:
@@ -93,7 +94,8 @@ class Directories:
                 key = self.inodes.key(directory) + name
                 raise BadResponse(f"what the server lists of {key} cannot be read", key)
         if child is not None and (child.outdated or not child.attributes_known):
-            await self._ask(child, partial(self.learn, child))
+            with self.inodes.unused.hold(child):
+                await self._ask(child, partial(self.learn, child))
             child = directory.children.get(name)
         return child
 
@@ -278,6 +280,13 @@ class Directories:
             if token is None:
                 return hidden
 
+    async def sweep(self) -> None:
+        """Frees inodes that nothing refers to, until cancelled; while the server is away all that is known is kept."""
+        while True:
+            await trio.sleep(SWEEP_S)
+            if self.store.health.up:
+                self.inodes.sweep()
+
     # -- asking the store
 
     def _fresh(self, directory: Inode, name: str) -> Inode | None:
@@ -289,10 +298,10 @@ class Directories:
     async def _find(self, directory: Inode, name: str) -> None:
         listing = directory.folder()
         known = directory.children.get(name)
-        if listing.complete and listing.pages <= SMALL_PAGES:
-            await self._list(directory, pages=None)
-        elif listing.probes >= listing.pages:
-            await self._list(directory, pages=listing.pages)
+        whole = listing.complete and listing.pages <= SMALL_PAGES
+        if whole or listing.probes >= listing.pages:
+            await self._list(directory, pages=None if whole else listing.pages)
+            # It may have been of other pages, or what it showed was freed before this task ran again.
             if not listing.complete and name not in listing.absent and self._fresh(directory, name) is None:
                 await self._probe(directory, name)
         elif known is not None and not known.is_directory:

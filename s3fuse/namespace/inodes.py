@@ -18,6 +18,7 @@ from s3fuse import keys
 from s3fuse.attrs import Attributes
 from s3fuse.journal.undo import Undo
 from s3fuse.namespace.displaced import Displaced
+from s3fuse.tree.unused import Unused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -199,6 +200,7 @@ class Inodes:
         #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
         self.deleted_at: TTLCache[str, float] = TTLCache(1 << 20, 300, time.monotonic)
         self._next = ROOT + 1
+        self.unused = Unused()
 
     def __getitem__(self, number: int) -> Inode:
         """The inode with this number. Raises OSError(ESTALE) for one that was forgotten."""
@@ -241,6 +243,7 @@ class Inodes:
         self.undo.item(parent.children, name)
         self.table[number] = inode
         parent.children[name] = inode
+        self.unused.note(inode)
         return inode
 
     @property
@@ -343,14 +346,15 @@ class Inodes:
             self.drop_if_unused(inode)
 
     def drop_if_unused(self, inode: Inode) -> None:
-        """Frees an inode that nothing refers to, unless a listing that is still good holds it."""
+        """Frees an inode that nothing refers to, unless a listing that is still good holds it, or `hold` does."""
         if inode.lookups > 0 or inode.opens or inode.dirty or inode.number == ROOT or inode.children:
             return
         parent = inode.parent
         if inode.linked and parent is not None and parent.listing is not None:
-            if parent.listing.complete and time.monotonic() < parent.listing.valid_until:
-                return
-            if parent.listing.listed_by:  # it may have begun before this name was in the bucket
+            is_good = parent.listing.complete and time.monotonic() < parent.listing.valid_until
+            # A listing under way may have begun before this name was in the bucket.
+            if is_good or parent.listing.listed_by or self.unused.is_held(inode):
+                self.unused.note(inode)
                 return
             self.keep(parent)
             parent.listing.complete = False
@@ -359,6 +363,15 @@ class Inodes:
             self.unlink(inode)
         self.undo.item(self.table, inode.number)
         self.table.pop(inode.number, None)
+        self.unused.gone(inode)
+        if parent is not None and not parent.children:
+            self.unused.note(parent)
+
+    def sweep(self) -> None:
+        """Frees what is kept though nothing refers to it, once it is old; call it every second."""
+        for inode in self.unused.due():
+            if self.table.get(inode.number) is inode:
+                self.drop_if_unused(inode)
 
     def walk(self, inode: Inode) -> Iterator[Inode]:
         """The inode and all that is known below it, parents first."""

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NoReturn
 
 from s3fuse import keys
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from s3fuse.vfs.core import Core
 
 RENAME_NOREPLACE = 1
+#: How often a rename begins anew where others replace what it is about.
+ATTEMPTS = 5
 
 
 def fail(code: int, name: str = "") -> NoReturn:
@@ -152,13 +155,14 @@ class Names:
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:
         child = await self._child(parent, name)
-        await self._check_empty(child)
-        if not child.linked:
-            fail(errno.ENOENT, child.name)
-        self.remove(child)
+        with self.core.inodes.unused.hold(child):
+            await self._check_empty(child)
+            if not child.linked:
+                fail(errno.ENOENT, child.name)
+            self.remove(child)
 
     async def _check_empty(self, directory: Inode) -> None:
-        """Raises ENOTDIR, or ENOTEMPTY where anything is in it, also a key that cannot be shown."""
+        """Raises ENOTDIR, or ENOTEMPTY where anything is in it, also a key that has no name. The caller holds it."""
         if not directory.is_directory:
             fail(errno.ENOTDIR, directory.name)
         if not any(child.dirty for child in directory.children.values()):
@@ -190,18 +194,30 @@ class Names:
         """Moves a file or a tree; on the bucket it follows as server-side copies, journaled as a whole here."""
         if flags & ~RENAME_NOREPLACE:  # EXCHANGE and WHITEOUT: callers fall back, as on filesystems without them
             fail(errno.EINVAL)
-        inode = await self._child(parent, name)
         text = keys.check_name(new_name)
         if self._reserved(new_parent, text):
             fail(errno.EPERM, text)
-        self._check_key(new_parent, text + ("/" if inode.is_directory else ""))
+        for _ in range(ATTEMPTS):
+            inode = await self._child(parent, name)
+            with ExitStack() as held:
+                held.enter_context(self.core.inodes.unused.hold(inode))
+                await self._know(inode, new_parent, text, held)
+                if parent.children.get(inode.name) is inode:
+                    self._move(inode, new_parent, text, flags)
+                    return
+        raise OSError(errno.EBUSY, "others keep replacing it", os.fsdecode(name))
+
+    async def _know(self, inode: Inode, new_parent: Inode, name: str, held: ExitStack) -> None:
+        """Makes known and holds what a rename is about. Raises OSError where it cannot be done."""
+        self._check_key(new_parent, name + ("/" if inode.is_directory else ""))
         if inode.is_directory:
-            await self._know_tree(inode, new_parent, text)
-        victim = await self.core.directories.lookup(new_parent, text)
+            await self._know_tree(inode, new_parent, name)
+        victim = await self.core.directories.lookup(new_parent, name)
+        if victim is not None:
+            held.enter_context(self.core.inodes.unused.hold(victim))
         if victim is not None and victim.is_directory and inode.is_directory and victim is not inode:
             await self._check_empty(victim)
         self.core.check_changeable(sum(1 for _ in self.core.inodes.walk(inode)))
-        self._move(inode, new_parent, text, flags)
 
     async def _know_tree(self, inode: Inode, new_parent: Inode, name: str) -> None:
         """Makes everything below a directory known, since each object moves on its own."""
