@@ -133,6 +133,6 @@ class Renewal:
     def _failed(self, error: StoreError) -> None:
         if self.problem != str(error):
             log.info("other nodes may not learn that this place is in use: %s", error)
-        self.problem, self._pause_s = str(error), RETRY_S
+        self.problem, self._pause_s = str(error), RETRY_S if error.transient else leases.RENEW_S
         if isinstance(error, AccessDenied) and not isinstance(error, NeedsCredentials) and not self._written:
             self.key = None  # keys that may only read: asking again would show in `status` as a fault
