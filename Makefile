@@ -182,7 +182,8 @@ limits: setup
 	@S3FUSE_TEST_LIMIT_BYTES=$$((4 << 30)) .venv/bin/pytest -q tests/fuse/test_limits.py -k minio
 
 soak: setup
-	@PYTHONPATH="$(CURDIR)" .venv/bin/python -m tests.soak --minutes "$(MINUTES)"
+	@S3FUSE_TEST_EXAMPLES=20000 .venv/bin/pytest -q tests/engine/test_fuzz.py
+	PYTHONPATH="$(CURDIR)" .venv/bin/python -m tests.soak --minutes "$(MINUTES)"
 
 check: .venv/.for-tests
 	@.venv/bin/ruff check .
