@@ -195,6 +195,11 @@ class Directories:
         while not await self._list(directory, pages=None) and not directory.folder().complete:
             pass  # somebody else's listing was of a few pages only
 
+    def unseen(self, directory: Inode) -> int:
+        """How many keys the last listing of a directory had that `children` does not show."""
+        key = self.inodes.key(directory)
+        return self.hidden[key] + self.unreadable[key]
+
     async def learn_all(self, children: list[Inode], *, leave_bad: bool = False) -> None:
         """Fetches the attributes that a listing did not give, in parallel (the store limits how many at once).
 

@@ -356,7 +356,8 @@ async def _text(connection: _Connection, framing: Framing, clock: _Clock, most_b
             raise
     if not failed and (len(framing.data) > most_bytes or received_bytes > 2 * most_bytes):
         raise BadResponse(f"the answer is longer than {most_bytes} bytes")
-    return bytes(framing.data[:most_bytes])
+    del framing.data[most_bytes:]
+    return bytes(framing.data)
 
 
 async def _fill(connection: _Connection, framing: Framing, buffers: Sequence[memoryview], clock: _Clock) -> bool:

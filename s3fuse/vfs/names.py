@@ -167,7 +167,7 @@ class Names:
             fail(errno.ENOTDIR, directory.name)
         if not any(child.dirty for child in directory.children.values()):
             await self.core.directories.load(directory)
-        if directory.children or self.core.directories.hidden[self.core.inodes.key(directory)]:
+        if directory.children or self.core.directories.unseen(directory):
             fail(errno.ENOTEMPTY, directory.name)
 
     def remove(self, child: Inode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from xml.etree import ElementTree as ET
@@ -12,7 +13,7 @@ import trio
 from s3fuse.errors import BadResponse
 from s3fuse.store.memory import MemoryStore
 from tests.engine.hostile import Hostile, Reply, Request, connected, fill
-from tests.engine.rig import Clock, Rig
+from tests.engine.rig import Clock, Rig, fails
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -103,6 +104,20 @@ async def test_a_directory_with_an_entry_that_cannot_be_read_is_not_moved(rig: R
     await rig.rename("d", "moved")
     await rig.drained()
     assert await rig.cat("moved/b") == b"bb"
+
+
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_directory_of_one_entry_that_cannot_be_read_is_not_empty(
+    rig: Rig, server: Hostile, known: bool, expected_log: list[str]
+) -> None:
+    expected_log.append("entries below 'd/e/' are left out")
+    if known:
+        await rig.ls("d/e")
+    await rig.mkdir("empty")
+    server.damage = entry("d/e/f", "Size", "-5")
+    for remove in (partial(rig.rmdir, "d/e"), partial(rig.rename, "empty", "d/e")):
+        with fails(errno.ENOTEMPTY):
+            await remove()
 
 
 async def test_a_directory_of_one_entry_that_cannot_be_read_is_there(rig: Rig, server: Hostile) -> None:
