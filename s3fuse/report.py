@@ -64,6 +64,9 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     if mount.get("unreadable_entries"):
         text = "of listings are left out: the server says impossible things of them; see the log"
         facts.append(("entries", f"{mount['unreadable_entries']} {text}"))
+    lease = mount.get("lease") or {}
+    if lease.get("problem"):
+        facts.append(("other nodes", f"do not know of this mount, and may delete what is here: {lease['problem']}"))
     if mount["last_error"]:
         facts.append(("last error", mount["last_error"]))
     server = mount["server"]

@@ -45,7 +45,7 @@ _CLEAN_UP_S: Final = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A use that was told. `renewed_ns` is a time of the server."""
+    """A use that was told. `renewed_ns` is a time of the server; the texts are foreign: see `printable`."""
 
     key: str
     host: str
@@ -175,15 +175,10 @@ async def _read(
 def _lease(info: ObjectInfo, holder: str) -> Lease:
     try:
         named = json.loads(holder)
-        host, mountpoint = _shown(named["host"]), _shown(named["mountpoint"])
+        host, mountpoint = str(named["host"]), str(named["mountpoint"])
     except (ValueError, KeyError, TypeError):  # it counts all the same
         host = mountpoint = "unknown"
     return Lease(info.key, host, mountpoint, info.modified_ns)
-
-
-def _shown(text: str) -> str:
-    """What somebody wrote into the bucket, fit for a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:_MOST_TEXT]) or "unknown"
 
 
 async def listed(store: Store, prefix: str) -> AsyncGenerator[ObjectInfo, None]:

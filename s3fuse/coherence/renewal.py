@@ -13,6 +13,7 @@ import trio
 
 from s3fuse.coherence import leases
 from s3fuse.errors import AccessDenied, ExitCode, NeedsCredentials, StoreError, Unavailable, UserError
+from s3fuse.printable import printable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,8 +101,8 @@ class Renewal:
         if purges:
             await self.end()
             raise UserError(
-                f"node {purges[0].host} is deleting what is here, for a volume that was removed there with purge; "
-                f"try again when it is done (it was heard of {purges[0].age_s(now_ns):.0f} s ago)",
+                f"node {printable(purges[0].host)} is deleting what is here, for a volume that was removed there with "
+                f"purge; try again when it is done (it was heard of {purges[0].age_s(now_ns):.0f} s ago)",
                 ExitCode.REFUSED,
             )
 

@@ -20,6 +20,7 @@ import trio
 from s3fuse import credentials
 from s3fuse.coherence import leases
 from s3fuse.errors import AccessDenied, ExitCode, NeedsCredentials, NoSuchBucket, Refused, StoreError, UserError
+from s3fuse.printable import printable
 from s3fuse.store.base import UNMADE_ETAG
 from s3fuse.store.s3 import S3Store
 from s3fuse.store.s3markers import SIDECARS
@@ -224,7 +225,7 @@ def _refuse(found: list[Lease], now_ns: int) -> None:
     ago_s = lease.age_s(now_ns)
     others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise InUse(
-        f"node {lease.host} has /{lease.prefix} mounted on {lease.mountpoint}{others}, heard of {ago_s / 60:.0f} min "
-        f"ago; end what uses it there first. A node that is gone counts for "
-        f"{(leases.EXPIRE_S - ago_s) / 60:.0f} min more, or until its object {lease.key} is removed"
+        f"node {printable(lease.host)} has /{printable(lease.prefix)} mounted on "
+        f"{printable(lease.mountpoint)}{others}, heard of {ago_s / 60:.0f} min ago; end what uses it there first. A node that is gone counts for "
+        f"{(leases.EXPIRE_S - ago_s) / 60:.0f} min more, or until its object {printable(lease.key)} is removed"
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from s3fuse import control
 from tests.fuse.harness import S3FUSE, Gate, run, wait_for
+from tests.proxy import Fault, proxied
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,6 +86,24 @@ def test_a_read_only_mount_has_none(minio_server: Server, mounts: Mounts, bucket
     mount = mounts.new(minio_server, "--read-only")
     assert buckets(minio_server, mount.bucket).leases() == set()
     assert mount.status()["lease"]["key"] is None
+
+
+def test_keys_that_may_only_read_mount_without_one(
+    minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
+    bucket = buckets(minio_server)
+    bucket.put("file", b"x")
+    with proxied(minio_server) as proxy:
+        for operation in ("put", "delete", "delete_many", "multipart_create"):
+            proxy.fail(Fault.DENIED, operation)
+        mount = mounts.new(proxy.server, bucket=bucket.name)
+        assert (mount.path / "file").read_bytes() == b"x"
+        lease = mount.status()["lease"]
+        assert lease["key"] is None
+        assert "AccessDenied" in lease["problem"]
+        assert "do not know of this mount" in run(S3FUSE, "status", mount.path).stdout
+        mount.stop()
+    assert bucket.every_key() == {"file"}
 
 
 def test_an_ephemeral_mount_has_one(minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:

@@ -180,7 +180,7 @@ async def test_no_mount_begins_where_a_purge_is_under_way() -> None:
     store = Server()
     await leases.write(store, leases.purge_key("a/", "1"), "node\x1b[2J", "")
     for prefix in ("a/", "a/b/"):
-        with pytest.raises(UserError, match=r"node node\?\[2J is deleting"):
+        with pytest.raises(UserError, match=r"node node\\x1b\[2J is deleting"):
             await lease(store, prefix).begin()
     for prefix in ("", "ab/"):
         await lease(store, prefix).begin()
@@ -209,7 +209,7 @@ async def test_whatever_a_lease_says_it_counts(holder: str) -> None:
     except Exception:
         await store.put(key, Bytes(b""), metadata={}, headers={})
     (found,) = await leases.living_above(store, "", int(store.now_s * _NS))
-    assert found.host.isprintable()
+    assert found.key == key
 
 
 @given(host=st.text(max_size=300), mountpoint=st.text(max_size=5000))
