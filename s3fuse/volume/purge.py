@@ -223,9 +223,9 @@ def _refuse(found: list[Lease], now_ns: int) -> None:
         return
     lease = max(found, key=lambda one: one.renewed_ns)
     ago_s = lease.age_s(now_ns)
-    others = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     raise InUse(
-        f"node {printable(lease.host)} has /{printable(lease.prefix)} mounted on "
-        f"{printable(lease.mountpoint)}{others}, heard of {ago_s / 60:.0f} min ago; end what uses it there first. A node that is gone counts for "
+        f"node {printable(lease.host)} has /{printable(lease.prefix)} mounted on {printable(lease.mountpoint)}{more}, "
+        f"heard of {ago_s / 60:.0f} min ago; end what uses it there first. A node that is gone counts for "
         f"{(leases.EXPIRE_S - ago_s) / 60:.0f} min more, or until its object {printable(lease.key)} is removed"
     )
