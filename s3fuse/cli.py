@@ -118,6 +118,8 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, shared: bool, **optio
     try:
         if shared:
             share(mountpoint)
+        if log_file is not None:
+            _warn_of_open_keys(settings)
         _wait_for_drain(settings)
         settings = replace(settings, log_file=log_file)
         daemon.start_keeper(settings, daemon.WORKER, str(log_file), foreground=foreground, log_is_new=log_is_new)
@@ -126,6 +128,15 @@ def mount(bucket: str, mountpoint: Path, foreground: bool, shared: bool, **optio
         raise
     if not foreground:
         _tell_of_lost_bytes(mountpoint)
+
+
+def _warn_of_open_keys(settings: config.MountConfig) -> None:
+    """The log has it, too, where nobody may look."""
+    from s3fuse import credentials
+
+    with suppress(UserError):  # the daemon says it better
+        for warning in credentials.open_key_files(settings):
+            click.echo(f"s3fuse: {warning}", err=True)
 
 
 def _tell_of_lost_bytes(mountpoint: Path) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import trio
 
-from s3fuse.errors import ExitCode, StoreError, UserError, first
+from s3fuse.errors import ExitCode, StoreError, UserError, described, first
 from s3fuse.host.private import NotPrivate, PrivateDirectory, peer_uid, who
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ async def _handled(handler: Handler, request: dict[str, Any], progress: Progress
         answer = {"error": str(error), "exit_code": int(code)}
     except* Exception as group:
         log.exception("%s failed", request["verb"])
-        answer = {"error": f"{request['verb']} failed: {first(group)!r}", "exit_code": int(ExitCode.FAILED)}
+        answer = {"error": f"{request['verb']} failed: {described(first(group))}", "exit_code": int(ExitCode.FAILED)}
     return answer
 
 

@@ -10,14 +10,16 @@ import configparser
 import json
 import logging
 import os
-import stat
+import re
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from s3fuse.config import mc_aliases, usage
 from s3fuse.errors import ExitCode, UserError
+from s3fuse.keytext import BadKeys, check_keys, open_to_others, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -38,6 +40,9 @@ ROLES = (
     "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
     "AWS_CONTAINER_CREDENTIALS_FULL_URI",
 )
+#: What stands in the head of each request.
+_HOST = re.compile("[!-~]+")
+_REGION = re.compile("[A-Za-z0-9._-]+")
 
 
 class Keys(Protocol):
@@ -61,15 +66,14 @@ class Provider(Protocol):
 
 @dataclass(frozen=True)
 class Credentials:
-    """Keys that do not expire by themselves. Raises ValueError where one is empty."""
+    """Keys that do not expire by themselves. Raises BadKeys where no request can be signed with them."""
 
     access_key: str
     secret_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.access_key or not self.secret_key:
-            raise ValueError("a key is empty")
+        check_keys(self.access_key, self.secret_key, self.session_token)
 
     def is_expired(self) -> bool:
         return False
@@ -98,14 +102,15 @@ class FileProvider:
     """Keys from files that may be replaced while mounted; `load` reads them and raises UserError."""
 
     def __init__(self, files: list[Path], load: Callable[[], Credentials]) -> None:
-        self._files = files
+        self.files = files
         self._load = load
         self._seen = self._stamp()
+        self._bad: list[tuple[int, int, int]] | None = None  # the stamp of files that hold no keys
         self._credentials = load()
 
     def _stamp(self) -> list[tuple[int, int, int]]:
         found = []
-        for path in self._files:
+        for path in self.files:
             try:
                 status = path.stat()
                 found.append((status.st_mtime_ns, status.st_ino, status.st_size))
@@ -114,14 +119,21 @@ class FileProvider:
         return found
 
     def retrieve(self) -> Credentials:
-        """The keys as the files have them now; the last good ones while a file is being replaced."""
+        """The keys as the files have them now; the last good ones while a file is being replaced.
+
+        Files that hold no keys when they are looked at again are in the log, once.
+        """
         stamp = self._stamp()
-        if stamp != self._seen:
-            try:
-                self._credentials = self._load()
+        if stamp == self._seen:
+            return self._credentials
+        try:
+            self._credentials = self._load()
+            self._seen, self._bad = stamp, None
+        except UserError as error:
+            if self._bad == stamp:
+                log.warning("%s; the keys that were there before are used", error)
                 self._seen = stamp
-            except (UserError, ValueError):  # the latter where a file is empty for now
-                pass
+            self._bad = stamp
         return self._credentials
 
 
@@ -132,12 +144,29 @@ def resolve(config: MountConfig) -> Server:
     source, endpoint = next(_endpoints(config, alias, profile), ("", ""))
     if not endpoint:
         raise UserError(
-            f"no server is named; give --endpoint http://HOST:PORT, set {' or '.join(ENDPOINTS)}, or use an mc alias",
+            f"no server is named; give --endpoint http://HOST:PORT, set {' or '.join(ENDPOINTS)}, or use an mc alias"
+            f"{_why_no_alias()}",
             ExitCode.USAGE,
         )
     endpoint = check_endpoint(source, endpoint)
     region = config.region or _variable("AWS_REGION") or _variable("AWS_DEFAULT_REGION") or profile.get("region")
+    if region and not _REGION.fullmatch(region):
+        raise usage("--region, AWS_REGION or the region of the AWS profile", region, "letters, digits, '.', '_', '-'")
     return Server(endpoint, region or "us-east-1", _provider(config, alias, endpoint))
+
+
+def _why_no_alias() -> str:
+    """Why mc's aliases are not known, "" where they are or there are none."""
+    path = _mc_file()
+    try:
+        json.loads(read_text(path))
+    except OSError:
+        return ""
+    except json.JSONDecodeError:
+        return f" ({path} is no whole JSON)"
+    except BadKeys as error:
+        return f" ({path} cannot be used: {error})"
+    return ""
 
 
 def _endpoints(config: MountConfig, alias: dict[str, str], profile: dict[str, str]) -> Iterator[tuple[str, str]]:
@@ -165,6 +194,7 @@ def check_endpoint(source: str, text: str) -> str:
     try:
         url = urlsplit(full)
         wrong = url.port == 0 or not url.hostname or bool(url.path.strip("/") or url.query or url.fragment)
+        wrong = wrong or not _HOST.fullmatch(text)
     except ValueError:
         wrong = True
     if wrong or url.scheme not in ("http", "https"):
@@ -172,41 +202,51 @@ def check_endpoint(source: str, text: str) -> str:
     return f"{url.scheme}://{url.netloc}"
 
 
-def _warn_if_open(path: Path) -> None:
-    try:
-        if path.stat().st_mode & stat.S_IROTH:
-            log.warning("every user of this host can read the keys in %s; make it private: chmod 600 %s", path, path)
-    except OSError:
-        return  # the error of reading it says more
+def open_key_files(config: MountConfig) -> list[str]:
+    """What is to be said of the files with the keys of a mount that others can read. Raises UserError."""
+    source = _source(config, mc_aliases().get(config.alias or "", {}))
+    return [] if source is None else list(filter(None, map(open_to_others, source[0])))
 
 
 def _provider(config: MountConfig, alias: dict[str, str], endpoint: str) -> Provider:
-    if config.credentials_file is not None:
-        path = config.credentials_file
-        _warn_if_open(path)
-        return FileProvider([path], lambda: read_keys(path, config.profile))
-    if alias:
-        name = config.alias or ""
-        folder = Path(os.environ.get("MC_CONFIG_DIR") or Path.home() / ".mc") / "config.json"
-        return FileProvider([folder], lambda: _alias_keys(name))
-    if config.profile is None:
-        for access, secret, token in KEY_PAIRS:
-            if _variable(access) and _variable(secret):
-                files = [Path(os.environ[f"{n}_FILE"]) for n in (access, secret, token) if os.environ.get(f"{n}_FILE")]
-                return FileProvider(files, lambda pair=(access, secret, token): _variable_keys(*pair))  # type: ignore[misc]
-    path = Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
-    if path.exists():
-        return FileProvider([path], lambda: read_keys(path, config.profile or os.environ.get("AWS_PROFILE")))
-    if config.profile is not None:
-        raise UserError(f"--profile {config.profile}: {path} does not exist", ExitCode.USAGE)
+    source = _source(config, alias)
+    if source is not None:
+        return FileProvider(*source)
     if role := _role(endpoint):
         return role
     raise UserError(
         "no keys were found; looked for --credentials-file, an mc alias, "
         + ", ".join(f"{access}/{secret}" for access, secret, _ in KEY_PAIRS)
-        + f" (each also as …_FILE), {path} and {', '.join(ROLES)}",
+        + f" (each also as …_FILE), {_aws_file()} and {', '.join(ROLES)}",
         ExitCode.USAGE,
     )
+
+
+def _source(config: MountConfig, alias: dict[str, str]) -> tuple[list[Path], Callable[[], Credentials]] | None:
+    """The files that the keys are in, and what reads them; None where only a role is left. Raises UserError."""
+    if config.credentials_file is not None:
+        return [config.credentials_file], partial(read_keys, config.credentials_file, config.profile)
+    if alias:
+        return [_mc_file()], partial(_alias_keys, config.alias or "")
+    if config.profile is None:
+        for access, secret, token in KEY_PAIRS:
+            if _variable(access) and _variable(secret):
+                files = [Path(os.environ[f"{n}_FILE"]) for n in (access, secret, token) if os.environ.get(f"{n}_FILE")]
+                return files, partial(_variable_keys, access, secret, token)
+    path = _aws_file()
+    if path.exists():
+        return [path], partial(read_keys, path, config.profile or os.environ.get("AWS_PROFILE"))
+    if config.profile is not None:
+        raise UserError(f"--profile {config.profile}: {path} does not exist", ExitCode.USAGE)
+    return None
+
+
+def _mc_file() -> Path:
+    return Path(os.environ.get("MC_CONFIG_DIR") or Path.home() / ".mc") / "config.json"
+
+
+def _aws_file() -> Path:
+    return Path(os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or Path.home() / ".aws" / "credentials")
 
 
 def _role(endpoint: str) -> Provider | None:
@@ -233,20 +273,35 @@ def _variable(name: str) -> str | None:
     if not path:
         return None
     try:
-        return Path(path).read_text().strip()
+        return read_text(Path(path))
     except OSError as error:
         raise UserError(f"{name}_FILE: {path} cannot be read: {error.strerror}", ExitCode.USAGE) from None
+    except BadKeys as error:
+        raise UserError(f"{name}_FILE: {path} cannot be used: {error}", ExitCode.USAGE) from None
 
 
 def _variable_keys(access: str, secret: str, token: str) -> Credentials:
-    return Credentials(_variable(access) or "", _variable(secret) or "", session_token=_variable(token))
+    try:
+        return Credentials(_variable(access) or "", _variable(secret) or "", session_token=_variable(token))
+    except BadKeys as error:
+        names = [f"{name}_FILE" if os.environ.get(f"{name}_FILE") else name for name in (access, secret, token) if name]
+        raise UserError(f"the keys of {', '.join(names)} cannot be used: {error}", ExitCode.USAGE) from None
 
 
 def _alias_keys(name: str) -> Credentials:
-    entry = mc_aliases().get(name, {})
-    if not entry.get("accessKey") or not entry.get("secretKey"):
-        raise UserError(f"mc alias {name!r} has no keys; set it again with: mc alias set {name} URL KEY SECRET")
-    return Credentials(entry["accessKey"], entry["secretKey"], session_token=entry.get("sessionToken"))
+    path = _mc_file()
+    again = f"set it again with: mc alias set {name} URL KEY SECRET"
+    try:
+        entry = json.loads(read_text(path))["aliases"][name]
+        return Credentials(entry["accessKey"], entry["secretKey"], session_token=entry.get("sessionToken"))
+    except OSError as error:
+        raise UserError(f"mc alias {name!r}: {path} cannot be read: {error.strerror}") from None
+    except json.JSONDecodeError:
+        raise UserError(f"mc alias {name!r}: {path} is no whole JSON; it may be written only by half") from None
+    except BadKeys as error:
+        raise UserError(f"mc alias {name!r}: the keys in {path} cannot be used: {error}; {again}") from None
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"mc alias {name!r} has no keys in {path}; {again}") from None
 
 
 def _profile(name: str | None) -> dict[str, str]:
@@ -254,7 +309,7 @@ def _profile(name: str | None) -> dict[str, str]:
     parser = configparser.ConfigParser(interpolation=None)
     try:
         parser.read(os.environ.get("AWS_CONFIG_FILE") or Path.home() / ".aws" / "config")
-    except configparser.Error:
+    except (configparser.Error, UnicodeDecodeError):
         return {}
     for section in (f"profile {name}", name) if name else ("default",):
         if section and parser.has_section(section):
@@ -264,26 +319,35 @@ def _profile(name: str | None) -> dict[str, str]:
 
 def read_keys(path: Path, profile: str | None) -> Credentials:
     """Keys of a file: an AWS credentials file, one line ACCESS:SECRET (as for s3fs), or JSON. Raises UserError."""
+    forms = "an AWS credentials file, one line ACCESS:SECRET, or JSON with accessKey and secretKey"
+    which = f" (profile {profile})" if profile else ""
     try:
-        text = path.read_text().strip()
+        return _parsed(read_text(path), profile)
     except OSError as error:
         raise UserError(f"credentials file {path} cannot be read: {error.strerror}", ExitCode.USAGE) from None
-    forms = "an AWS credentials file, one line ACCESS:SECRET, or JSON with accessKey and secretKey"
-    try:
-        if text.startswith("{"):
-            found = json.loads(text)
-            return Credentials(found["accessKey"], found["secretKey"], session_token=found.get("sessionToken"))
-        if not text.startswith("[") and text.count("\n") == 0 and text.count(":") == 1:
-            access, secret = text.split(":")
-            return Credentials(access, secret)
-        parser = configparser.ConfigParser(interpolation=None)
-        parser.read_string(text)
-        section = parser[profile or "default"]
-        return Credentials(
-            section["aws_access_key_id"],
-            section["aws_secret_access_key"],
-            session_token=section.get("aws_session_token"),
-        )
-    except (ValueError, KeyError, TypeError, configparser.Error):
-        which = f" (profile {profile})" if profile else ""
-        raise UserError(f"credentials file {path}{which} holds no keys; it takes {forms}", ExitCode.USAGE) from None
+    except BadKeys as error:
+        problem = f": {error}"
+    except json.JSONDecodeError:
+        problem = ": it is no whole JSON, as where it is written only by half"
+    except (ValueError, KeyError, TypeError, AttributeError, configparser.Error):  # whose texts show what is there
+        problem = ""
+    raise UserError(f"credentials file {path}{which} holds no keys; it takes {forms}{problem}", ExitCode.USAGE)
+
+
+def _parsed(text: str, profile: str | None) -> Credentials:
+    """Raises what the parsers raise, and BadKeys."""
+    if text.startswith("{"):
+        found = json.loads(text)
+        return Credentials(found["accessKey"], found["secretKey"], session_token=found.get("sessionToken"))
+    if not text.startswith("[") and text.count("\n") == 0 and text.count(":") == 1:
+        access, secret = text.split(":")
+        return Credentials(access, secret)
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.read_string(text)
+    section = parser[profile or "default"]
+    for name in ("aws_access_key_id", "aws_secret_access_key"):
+        if name not in section:
+            raise BadKeys(f"the section has no {name}, as where it is written only by half")
+    return Credentials(
+        section["aws_access_key_id"], section["aws_secret_access_key"], session_token=section.get("aws_session_token")
+    )

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from s3fuse.config import to_json
-from s3fuse.errors import ExitCode, UserError
+from s3fuse.errors import ExitCode, UserError, described
 from s3fuse.host.private import NotPrivate, open_log
 from s3fuse.printable import printable
 
@@ -68,7 +68,8 @@ def set_up_logging(level: str, log_file: Path | None, *, is_new_mount: bool = Tr
         raise UserError(f"--log-file {log_file} cannot be written: {error.strerror}", ExitCode.USAGE) from None
     handler.setFormatter(LogFormatter(FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    logging.getLogger("urllib3").setLevel(logging.WARNING)
+    # Its warnings show addresses, and those of token services have the token of a web identity in them.
+    logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 
 
 def start_keeper(
@@ -93,7 +94,7 @@ def start_keeper(
             _leave_terminal(keep_stderr=config.log_file is None)
             _become_keeper(spec, writing)
         except BaseException as error:
-            failure = {"error": f"the daemon failed: {error!r}", "exit_code": int(ExitCode.FAILED)}
+            failure = {"error": f"the daemon failed: {described(error)}", "exit_code": int(ExitCode.FAILED)}
             os.write(writing, json.dumps(failure).encode())
             os._exit(ExitCode.FAILED)
     os.close(writing)

@@ -98,6 +98,11 @@ class BadResponse(StoreError):
     transient = True
 
 
+def described(error: BaseException) -> str:
+    """What an error that nobody foresaw says of itself; never the text that a codec failed at, which may hold keys."""
+    return f"{type(error).__name__}: {error}" if isinstance(error, UnicodeError) else repr(error)
+
+
 def first(error: BaseException) -> BaseException:
     """The first exception of a group, whose nurseries may be nested; any other exception itself."""
     while isinstance(error, BaseExceptionGroup):

@@ -71,6 +71,8 @@ def serve(config: MountConfig, keeping: Keeping) -> ExitCode | None:
 async def _serve(config: MountConfig, keeping: Keeping) -> ExitCode | None:
     where = credentials.resolve(config)
     if not keeping.is_successor:
+        for warning in credentials.open_key_files(config):
+            log.warning("%s", warning)
         kernel.check_mountpoint(config.mountpoint, nonempty=config.nonempty)
     store = S3Store(
         where.endpoint,

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from s3fuse import config, daemon, link, mount
-from s3fuse.errors import ExitCode, UserError, first
+from s3fuse.errors import ExitCode, UserError, described, first
 from s3fuse.keeping import Keeping
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def serve(keeping: Keeping, options: dict[str, object]) -> int:
             keeping.say(error=str(error), exit_code=int(error.exit_code))
             return int(error.exit_code)
         log.error("the daemon failed", exc_info=raised)
-        keeping.say(error=f"the daemon failed: {error!r}", exit_code=int(ExitCode.FAILED))
+        keeping.say(error=f"the daemon failed: {described(error)}", exit_code=int(ExitCode.FAILED))
         return int(ExitCode.FAILED)
     finally:
         logging.shutdown()

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse import attrs, keys
-from s3fuse.errors import NeedsCredentials, NotFound, PreconditionFailed, StoreError
+from s3fuse.errors import NeedsCredentials, NotFound, PreconditionFailed, StoreError, described
 from s3fuse.namespace.arrivals import Arrivals
 from s3fuse.namespace.bases import Bases
 from s3fuse.namespace.changes import TOKEN
@@ -220,7 +220,7 @@ class Syncer:
             return
         reason = str(error)
         if not isinstance(error, (StoreError, OSError)):
-            reason = f"an error in s3fuse itself, see the log: {error!r}"
+            reason = f"an error in s3fuse itself, see the log: {described(error)}"
             if inode.error != reason:
                 log.error("bringing %r to the bucket failed; it stays in the journal", inode, exc_info=error)
         retries = self.changes.retries

@@ -28,7 +28,7 @@ from s3fuse.errors import (
 from s3fuse.store.health import Health
 from s3fuse.store.s3listing import Asked, parse_page
 from s3fuse.store.s3xml import Failure, parse_failure, parse_result
-from s3fuse.store.signing import Signer
+from s3fuse.store.signing import BLACKED_OUT, Signer
 from s3fuse.store.transport import NotSent, Transport
 
 if TYPE_CHECKING:
@@ -285,15 +285,26 @@ class S3Client:
         """How messages name a key: endpoint, bucket and key."""
         return f"{self._transport.endpoint}/{self.bucket}" + (f"/{key}" if key else "")
 
+    def shows_keys(self, text: bytes) -> bool:
+        """Whether a server has sent back what a request was signed with, as some do that echo its head."""
+        return self._signer.redacted(text) != text
+
     def _failure(self, answer: Answer) -> Failure:
-        failure = parse_failure(answer.body)
+        failure = self._told(answer.body)
         return failure if failure.code else Failure(answer.headers.get("x-minio-error-code", ""))
+
+    def _told(self, body: bytes) -> Failure:
+        """What a document says of a failure; not its message where that shows keys."""
+        failure = parse_failure(self._signer.redacted(body))
+        if BLACKED_OUT in failure.message:
+            return Failure(failure.code, "the reason shows keys and is left out")
+        return failure
 
     async def ask_result(self, call: Call, kind: str, field: str) -> str:
         """One field of the small document that is the answer; a 200 may carry an error instead."""
 
         async def read(answer: Answer) -> str:
-            failure = parse_failure(answer.body)
+            failure = self._told(answer.body)
             if failure.code:
                 raise self._error(call, 500 if failure.code == "InternalError" else 400, failure)
             return parse_result(answer.body, kind, field)

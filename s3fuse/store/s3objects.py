@@ -178,7 +178,10 @@ class S3Objects:
             call = Call("delete_many", "POST", "", "delete=", sent, Bytes(body), answer_bytes=_DELETED_BYTES)
 
             async def read(answer: Answer) -> dict[str, str]:
-                return await parsed(answer.body, partial(s3xml.parse_deleted, keys=named))
+                refused = await parsed(answer.body, partial(s3xml.parse_deleted, keys=named))
+                if refused and self._client.shows_keys(answer.body):
+                    return dict.fromkeys(refused, "refused; the reason shows keys and is left out")
+                return refused
 
             failed |= await self._client.ask(call, read)
         for key in set(keys).difference(named):

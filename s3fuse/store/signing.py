@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections import deque
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,7 @@ import trio
 
 from s3fuse.credentials import StaticProvider
 from s3fuse.errors import BadResponse, NeedsCredentials
+from s3fuse.keytext import BadKeys, check_keys
 from s3fuse.store import sigv4
 from s3fuse.store.s3fields import http_time
 
@@ -22,6 +25,11 @@ log = logging.getLogger(__name__)
 
 #: Providers may read files or ask the network: what they gave is used again for this long, seconds.
 _REUSE_S = 5.0
+#: No server takes a shorter key, and what is shorter is a part of many words.
+_LEAST_SECRET = 8
+#: What stands in the place of a key that is left out; one character, which no cut leaves half of.
+BLACKED_OUT = "\N{FULL BLOCK}"
+_AUTHORIZATION = re.compile(rb"(?i)AWS4-HMAC-SHA256|X-Amz-Signature|Signature=[^\s,&<>]*|Credential=[^\s,&<>]*")
 #: No server refuses a signature that is less off: its Date header has whole seconds, and requests take time.
 _TOLERATED_SKEW = timedelta(seconds=5)
 #: No clock that is merely wrong is more off; time cannot be counted on for ever from a date in year 9999.
@@ -38,6 +46,8 @@ class Signer:
         self._provider = provider
         self._credentials: Keys | None = None
         self._fetched = float("-inf")
+        #: What requests were signed with lately: a request may be answered after the keys have changed.
+        self._secrets: deque[bytes] = deque(maxlen=8)
         #: Counts changes of the credentials; read it right after `sign` to know which it used.
         self.generation = 0
         #: What is added to this host's clock; read it right after `sign` to know which it used.
@@ -59,6 +69,13 @@ class Signer:
             credentials.access_key, credentials.secret_key, self._region, method, path, query, signed
         )
         return signed
+
+    def redacted(self, answer: bytes) -> bytes:
+        """An answer without what a request was signed with, for people: what it says of keys of objects may differ."""
+        mark = BLACKED_OUT.encode()
+        for secret in self._secrets:
+            answer = answer.replace(secret, mark)
+        return _AUTHORIZATION.sub(mark, answer)
 
     def learn_time(self, date: str | None, used: timedelta) -> bool:
         """Follows the Date header of a refusal; True if that is far enough from the offset `used` to be its reason."""
@@ -97,13 +114,18 @@ class Signer:
                 credentials = self._provider.retrieve()
             else:
                 credentials = await trio.to_thread.run_sync(self._provider.retrieve, abandon_on_cancel=True)
+            check_keys(credentials.access_key, credentials.secret_key, credentials.session_token)
         except Exception as exc:
             if self._credentials is not None and not self._credentials.is_expired():
                 return self._credentials
-            # Providers raise whatever their sources raise; the class alone is named, as a text might hold secrets.
-            raise NeedsCredentials(f"no credentials for {self._host}: {type(exc).__name__}") from exc
+            # Providers raise whatever their sources raise; the class alone is named, as a text might hold secrets. Nor
+            # is the error itself the cause of ours: the log would show it.
+            reason = str(exc) if isinstance(exc, BadKeys) else type(exc).__name__
+            raise NeedsCredentials(f"no credentials for {self._host}: {reason}") from None
         if credentials != self._credentials:
             self._credentials = credentials
             self.generation += 1
+            secrets = (credentials.session_token or "", credentials.secret_key)
+            self._secrets += (text.encode() for text in secrets if len(text) >= _LEAST_SECRET)
         self._fetched = now
         return credentials

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -81,7 +81,7 @@ class _Connection:
 @dataclass(frozen=True, slots=True)
 class _Request:
     method: str
-    head: bytes
+    head: bytes = field(repr=False)
     body: Body | None
     buffers: Sequence[memoryview]
     check: Callable[[Answer], None] | None
@@ -389,4 +389,14 @@ def _head(method: str, target: str, headers: Mapping[str, str], body: Body | Non
     lines += [f"{name}: {value}" for name, value in headers.items()]
     if body is not None or method in ("PUT", "POST"):
         lines.append(f"Content-Length: {body.size_bytes if body is not None else 0}")
+    if not _fits_a_head("".join(lines)):
+        # The line itself is not shown: it may be the one with the keys.
+        bad = next(line for line in lines if not _fits_a_head(line))
+        name = "its first line" if bad is lines[0] else f"the header {bad.partition(':')[0]}"
+        raise Refused(f"the request cannot be sent: {name} has a character that no head can carry")
     return ("\r\n".join(lines) + "\r\n\r\n").encode("ascii")
+
+
+def _fits_a_head(text: str) -> bool:
+    """Whether it is printable ASCII: a line end in it would begin another header, or another request."""
+    return text.isascii() and text.isprintable()

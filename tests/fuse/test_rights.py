@@ -219,3 +219,51 @@ def test_a_cache_directory_of_all_is_refused(minio_server: Server, mounts: Mount
     assert f"chmod 700 {mount.cache}; or choose another with --cache-dir" in done.stderr
     assert list(mount.cache.iterdir()) == []
     assert not mount.mounted
+
+
+@pytest.mark.timeout(120)
+def test_keys_in_places_where_they_do_not_belong(
+    minio_server: Server, mounts: Mounts, buckets: Callable[..., Bucket], tmp_path: Path
+) -> None:
+    """A key file that others can read, and one that is replaced by nonsense; the log shows nothing of either."""
+    mount = mounts.new(minio_server, "--attr-ttl", "0s", start=False)
+    secret = minio_server.secret_key
+    good = f'{{"accessKey": "{minio_server.access_key}", "secretKey": "{secret}"}}'
+    keys = tmp_path / "keys"
+    environment = free_environment(MINIO_ENDPOINT=minio_server.endpoint)
+
+    def start() -> tuple[int, str]:
+        command = mount.command("--credentials-file", str(keys))
+        done = run(*command, env=environment, check=False)
+        assert secret not in done.stderr
+        return done.returncode, done.stderr
+
+    for text, problem in (
+        (f"\ufeff{good}", "it begins with a byte order mark (UTF-8)"),
+        (good.replace(secret, f"{secret}ä"), f"character {len(secret) + 1} of the secret key is not ASCII"),
+        (good[:-20], "it is no whole JSON, as where it is written only by half"),
+        ("", "it is empty"),
+        (good.replace("}", ', "sessionToken": "t\u00f6ken"}'), "character 2 of the session token is not ASCII"),
+    ):
+        keys.write_text(text)
+        keys.chmod(0o600)
+        code, errors = start()
+        assert code == ExitCode.USAGE
+        assert f"credentials file {keys} holds no keys" in errors
+        assert problem in errors
+        assert errors.count("\n") == 1
+
+    keys.write_text(good)
+    keys.chmod(0o644)
+    warning = f"others can read the keys in {keys} (mode 0644); make it private: chmod 600 {keys}"
+    assert start() == (0, f"s3fuse: {warning}\n")
+    assert warning in mount.log_text()
+    mount.allowed += ["others can read the keys in", "the keys that were there before are used"]
+
+    keys.write_text(f"\ufeff{good}")
+    buckets(minio_server, mount.bucket).put("new", b"data")
+    wait_for(lambda: (mount.path / "new").exists() and "are used" in mount.log_text(), timeout_s=60, every_s=0.5)
+    assert (mount.path / "new").read_bytes() == b"data"
+    assert "begins with a byte order mark" in mount.log_text()
+    assert secret not in mount.log_text()
+    run(S3FUSE, "umount", mount.path)
