@@ -16,6 +16,7 @@ from s3fuse import control, kernel, waits
 from s3fuse.cachedir import disk_status
 from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import lost_folders
+from s3fuse.writing.copying import conflict_check
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -172,9 +173,13 @@ class Answers:
                 "list_metadata": caps.list_metadata,
                 "conditional_put": caps.conditional_put,
                 "conditional_multipart": caps.conditional_multipart,
+                "conditional_delete": caps.conditional_delete,
+                "atomic_put": caps.atomic_put,
+                "atomic_multipart": caps.atomic_multipart,
+                "atomic_copy": caps.atomic_copy,
                 "snowball": caps.snowball,
                 "notifications": caps.notifications,
-                "conflict_check": "atomic" if caps.conditional_put else "best effort (HEAD before each upload)",
+                "conflict_check": conflict_check(caps, core.syncer.limits),
             },
             "pending": {
                 **self._pending(),

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from s3fuse.errors import AccessDenied, NotFound, Refused
+from s3fuse.errors import AccessDenied, NotFound
 from s3fuse.keys import RESERVED, temporary_key
 from s3fuse.store.base import Bytes
 
@@ -133,7 +133,7 @@ async def living(store: Store, infos: Iterable[ObjectInfo], now_ns: int, own: It
 async def remove(store: Store, keys: Sequence[str]) -> None:
     """Removes leases or purges' objects of one place, at most 1000. Raises StoreError."""
     for reason in (await store.delete_many(keys)).values():
-        raise Refused(reason)
+        raise reason
     # SeaweedFS keeps the folder that an object was in; one that has something in it stays.
     await store.delete(keys[0].rpartition("/")[0] + "/")
 

@@ -17,16 +17,15 @@ from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.moment import Moment, MovedOn
 from s3fuse.store.base import ANY, Condition, ObjectInfo
 from s3fuse.writing.layers import BASE
-from s3fuse.writing.upload import CHUNK_BYTES, Target, copy_whole
+from s3fuse.writing.upload import CHUNK_BYTES, Target
 
 if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.reading.blocks import BlockCache
     from s3fuse.store.base import Store
+    from s3fuse.writing.copying import Copies
     from s3fuse.writing.dirty import DirtyFile
-    from s3fuse.writing.leftovers import Uploads
-    from s3fuse.writing.plan import Limits
 
 #: The inode number of temporary objects in the journal that hold nothing of a file yet: a crash has them deleted.
 OF_NO_FILE = 0
@@ -41,15 +40,12 @@ def base_ranges(data: DirtyFile) -> list[tuple[int, int]]:
 class Bases:
     """Puts something else below what was written. All methods raise StoreError, OSError and MovedOn."""
 
-    def __init__(
-        self, store: Store, inodes: Inodes, changes: Changes, uploads: Uploads, blocks: BlockCache, limits: Limits
-    ) -> None:
+    def __init__(self, store: Store, inodes: Inodes, changes: Changes, copies: Copies, blocks: BlockCache) -> None:
         self.store = store
         self.inodes = inodes
         self.changes = changes
-        self.uploads = uploads
+        self.copies = copies
         self.blocks = blocks
-        self.limits = limits
 
     async def keep(self, inode: Inode, base: ObjectInfo) -> bool:
         """Stages what the oldest layer needs of its base, which is gone. False where that is not all cached."""
@@ -86,7 +82,7 @@ class Bases:
         journal = self.changes.journal
         journal.put_temporary(OF_NO_FILE, copy.key, token)  # a crash leaves no object that nobody knows of
         try:
-            etag = await copy_whole(self.store, self.uploads, theirs, target, self.limits)
+            etag = await self.copies.copy(theirs, target)
             moment.check()
         except (StoreError, MovedOn):
             with journal.transaction():
@@ -100,7 +96,7 @@ class Bases:
         moment = Moment(self.inodes, inode)
         metadata = attrs.encode(inode.attributes(), theirs.metadata or {}) | {TOKEN: secrets.token_hex(12)}
         target = Target(theirs.key, metadata, theirs.headers or {}, Condition(etag=theirs.etag))
-        await copy_whole(self.store, self.uploads, theirs, target, self.limits)
+        await self.copies.copy(theirs, target)
         moment.check()
 
     def put_below(self, inode: Inode, base: ObjectInfo | None) -> None:

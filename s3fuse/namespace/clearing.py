@@ -12,15 +12,14 @@ from s3fuse.namespace.deletes import Behind
 from s3fuse.namespace.doubts import carries, expected, look, settle
 from s3fuse.namespace.moment import Moment
 from s3fuse.store.base import ANY, MAX_KEY_BYTES, UNMADE_ETAG, ObjectInfo
-from s3fuse.writing.upload import Target, copy_whole
+from s3fuse.writing.upload import Target
 
 if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.deletes import Deletes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import Store
-    from s3fuse.writing.leftovers import Uploads
-    from s3fuse.writing.plan import Limits
+    from s3fuse.writing.copying import Copies
 
 
 async def kept(store: Store, inode: Inode) -> ObjectInfo | None:
@@ -45,15 +44,13 @@ class Clearing:
         inodes: Inodes,
         changes: Changes,
         deletes: Deletes,
-        uploads: Uploads,
-        limits: Limits,
+        copies: Copies,
     ) -> None:
         self.store = store
         self.inodes = inodes
         self.changes = changes
         self.deletes = deletes
-        self.uploads = uploads
-        self.limits = limits
+        self.copies = copies
 
     def directory_first(self, inode: Inode) -> None:
         """Raises Behind where the marker of the directory it is in has still to come, which is asked for.
@@ -189,7 +186,7 @@ class Clearing:
         key = keys.temporary_key(self.inodes.prefix)
         target = Target(key, {**(source.metadata or {}), TOKEN: other.token}, source.headers or {}, ANY)
         try:
-            etag = await copy_whole(self.store, self.uploads, source, target, self.limits)
+            etag = await self.copies.copy(source, target)
         except StoreError:
             self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
             raise

@@ -19,6 +19,7 @@ from s3fuse.writing.upload import first_failure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from s3fuse.errors import StoreError
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import ObjectInfo, Store
@@ -69,7 +70,7 @@ class Deletes:
             else:
                 behind.append((directory, Behind(blocker)))
         ours = await self._still_ours(ready)
-        failed: dict[str, str] = {}
+        failed: dict[str, StoreError] = {}
         if len(ours) == 1:
             await self.store.delete(ours[0])
         elif ours:
@@ -81,7 +82,7 @@ class Deletes:
                 if key in ours:
                     self.inodes.note_deleted(key)
                 self.forget(inode)
-        return behind + [(ready[key], OSError(5, reason, key)) for key, reason in failed.items() if key in ready]
+        return behind + [(ready[key], OSError(5, str(why), key)) for key, why in failed.items() if key in ready]
 
     def _leave_what_may_come(self, ready: dict[str, Inode]) -> None:
         """Puts off deletes where what an earlier process wrote may still come: it would stay."""

@@ -32,9 +32,10 @@ from s3fuse.namespace.doubts import look, settle
 from s3fuse.namespace.moment import MovedOn
 from s3fuse.namespace.parking import Parking
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
+from s3fuse.writing.copying import Copies
 from s3fuse.writing.leftovers import Uploads
 from s3fuse.writing.plan import Limits
-from s3fuse.writing.upload import Target, Version, copy_whole, upload
+from s3fuse.writing.upload import Target, Version, upload
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -89,9 +90,8 @@ class Syncer:
         self.limits = limits or Limits()
         self.blocks = blocks
         self.uploads = Uploads(store, changes.journal)
-        self.conflicts = Conflicts(
-            store, inodes, changes, Bases(store, inodes, changes, self.uploads, blocks, self.limits)
-        )
+        self.copies = Copies(store, self.uploads, self.limits, blocks.cached)
+        self.conflicts = Conflicts(store, inodes, changes, Bases(store, inodes, changes, self.copies, blocks))
         self.parking = Parking(store, changes, self.limits)
         self.last_error = ""
         #: Told of a version that is about to become `Inode.remote`; must not await.
@@ -102,7 +102,7 @@ class Syncer:
         self._goes_on = trio.Event()
         self.deletes = Deletes(store, inodes, changes)
         self.arrivals = Arrivals(inodes, changes, self.deletes)
-        self._clearing = Clearing(store, inodes, changes, self.deletes, self.uploads, self.limits)
+        self._clearing = Clearing(store, inodes, changes, self.deletes, self.copies)
         store.health.on_recovery(self.wake)
 
     async def run(self) -> None:
@@ -368,12 +368,12 @@ class Syncer:
         self._arrived(inode, target, etag, len(body), version)
 
     async def _copy(self, inode: Inode, key: str) -> None:
-        """Moves the object, or changes only its metadata: a copy on the server."""
+        """Moves the object, or changes only its metadata."""
         version = inode.version
         target = await self._target(inode, key)
         source = inode.remote
         assert source is not None
-        etag = await copy_whole(self.store, self.uploads, source, target, self.limits)
+        etag = await self.copies.copy(source, target)
         self._arrived(inode, target, etag, source.size_bytes, version)
 
     def _arrived(self, inode: Inode, target: Target, etag: str, size: int, version: int) -> None:

@@ -114,6 +114,16 @@ class BlockCache:
                 return False
         return True
 
+    def cached(self, version: ObjectInfo) -> bytes | None:
+        """The whole version where all of it is in memory, else None."""
+        blocks = []
+        for index in range(-(-version.size_bytes // BLOCK_BYTES)):
+            block = self._blocks.get((version.key, version.etag, index))
+            if block is None or block.fetch is not None:
+                return None
+            blocks.append(block.buffer)
+        return bytes(memoryview(b"".join(blocks))[: version.size_bytes])
+
     def prefetch(self, version: ObjectInfo, start: int, stop: int) -> None:
         """Starts fetching what is missing of [start, stop), as far as buffers can be had without waiting."""
         missing = self._missing(version, range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from s3fuse.errors import StoreError
     from s3fuse.store.health import Health
 
 Buffer: TypeAlias = bytes | bytearray | memoryview
@@ -94,6 +95,9 @@ class Capabilities:
     `notifications` is True only where an event arrives at once after a change: MinIO releases of 2025-26 hold events
     back until 4 KiB of them have gathered. Without `marker_metadata` (SeaweedFS) the server loses the metadata of keys
     that end in "/": the store keeps it elsewhere in the bucket, which costs requests, and listings never show it.
+
+    A conditional request that the server refuses when asked once may still undo a write that comes between its look
+    and its own write. `atomic_...` is True only where racing writes never did so (`s3probe`).
     """
 
     server: str
@@ -103,6 +107,12 @@ class Capabilities:
     snowball: bool
     notifications: bool
     marker_metadata: bool = True
+    atomic_put: bool = True
+    atomic_multipart: bool = True
+    atomic_copy: bool = False
+    #: DELETE honours If-Match, of one object, and of each of many (there the server's look and delete are two steps).
+    conditional_delete: bool = False
+    conditional_delete_many: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +172,7 @@ class Condition:
 
 
 ANY = Condition()
+NO_ETAGS: Mapping[str, str] = {}
 
 
 class Store(Protocol):
@@ -173,6 +184,10 @@ class Store(Protocol):
     requests: Counter[str]
     #: Whether the server answers, as the outcome of every operation shows it.
     health: Health
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What `probe` has found out."""
 
     def check_key(self, key: str) -> None:
         """Raises Refused where this server is known to take the key for another one, so that it cannot be used."""
@@ -228,14 +243,23 @@ class Store(Protocol):
 
         `metadata` None copies metadata and headers too; else both are replaced (source == target is then a
         metadata-only change). `condition` is about the target; where the server ignores it on copies it is checked
-        by HEAD just before.
+        by HEAD just before. Unless `atomic_copy`, a write to the target in between is undone: `writing.copying`.
         """
 
-    async def delete(self, key: str) -> None:
-        """Deletes the object; one that is not there is no error."""
+    async def delete(self, key: str, *, etag: str = "") -> None:
+        """Deletes the object; one that is not there is no error.
 
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
-        """Deletes up to 1000 objects in one request; gives the keys that failed with the reason."""
+        With `etag` only that version. Raises PreconditionFailed for another one where `conditional_delete`; elsewhere
+        the server does not look.
+        """
+
+    async def delete_many(
+        self, keys: Sequence[str], *, etags: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StoreError]:
+        """Deletes up to 1000 objects in one request; gives the keys that failed with the reason.
+
+        A key in `etags` only goes as that version, where `conditional_delete_many`: else it fails.
+        """
 
     async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
         """Begins a multipart upload and gives its id."""
@@ -249,9 +273,18 @@ class Store(Protocol):
         """Makes part `number` from bytes [start, stop) of version `source_etag` of `source`, on the server."""
 
     async def multipart_complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = ANY,
+        metadata: Mapping[str, str] | None = None,
     ) -> str:
         """Makes the object from its parts and gives its etag. An error hidden in a 200 answer raises.
+
+        After a lost answer the object counts as made where it has the etag of the parts and, if given, the `metadata`
+        with which the upload was begun: a change of metadata alone can leave the etag as it was.
 
         Raises NotFound for an unknown upload, Refused for an unknown part or one but the last under MIN_PART_BYTES.
         """

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from s3fuse.errors import BadResponse, StoreError, Unavailable
-from s3fuse.store.base import ANY
+from s3fuse.store.base import ANY, NO_ETAGS
 from s3fuse.store.health import Health
 
 if TYPE_CHECKING:
@@ -139,6 +139,10 @@ class FaultyStore:
     @property
     def requests(self) -> Counter[str]:
         return self.inner.requests
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.inner.capabilities
 
     def schedule(self, operation: str, *faults: Fault | None) -> None:
         """Adds faults for the next calls of an operation."""
@@ -270,11 +274,13 @@ class FaultyStore:
         )
         return await self._call("copy", call, target)
 
-    async def delete(self, key: str) -> None:
-        await self._call("delete", partial(self.inner.delete, key), key)
+    async def delete(self, key: str, *, etag: str = "") -> None:
+        await self._call("delete", partial(self.inner.delete, key, etag=etag), key)
 
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
-        return await self._call("delete_many", partial(self.inner.delete_many, keys))
+    async def delete_many(
+        self, keys: Sequence[str], *, etags: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StoreError]:
+        return await self._call("delete_many", partial(self.inner.delete_many, keys, etags=etags))
 
     async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
         call = partial(self.inner.multipart_create, key, metadata=metadata, headers=headers)
@@ -300,9 +306,15 @@ class FaultyStore:
         return await self._call("multipart_copy", call, key)
 
     async def multipart_complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = ANY,
+        metadata: Mapping[str, str] | None = None,
     ) -> str:
-        call = partial(self.inner.multipart_complete, key, upload_id, parts, condition=condition)
+        call = partial(self.inner.multipart_complete, key, upload_id, parts, condition=condition, metadata=metadata)
         return await self._call("multipart_complete", call, key)
 
     async def multipart_abort(self, key: str, upload_id: str) -> None:

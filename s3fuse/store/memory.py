@@ -20,6 +20,7 @@ from s3fuse.store.base import (
     MAX_METADATA_BYTES,
     MAX_PARTS,
     MIN_PART_BYTES,
+    NO_ETAGS,
     Capabilities,
     Condition,
     ObjectInfo,
@@ -36,6 +37,7 @@ from s3fuse.store.s3markers import Markers, Routed, sidecar_key
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from s3fuse.errors import StoreError
     from s3fuse.store.base import Body
     from s3fuse.store.s3markers import Objects
 
@@ -44,7 +46,20 @@ _META = "x-amz-meta-"
 #: What MinIO can do where its events work.
 MINIO = Capabilities("memory", True, True, True, True, True)
 #: What SeaweedFS can do.
-SEAWEEDFS = Capabilities("memory", False, True, True, False, False, marker_metadata=False)
+SEAWEEDFS = Capabilities(
+    "memory",
+    False,
+    True,
+    True,
+    False,
+    False,
+    marker_metadata=False,
+    atomic_multipart=False,
+    conditional_delete=True,
+    conditional_delete_many=True,
+)
+#: A server whose conditions all hold, copies and deletes among them.
+ATOMIC = Capabilities("memory", True, True, True, True, True, True, True, True, True, True, True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +84,16 @@ class _Upload:
 
 
 class _Bucket:
-    """All of the store, with markers that lose their metadata unless the capabilities say otherwise."""
+    """All of the store, with markers that lose their metadata unless the capabilities say otherwise.
+
+    What is not atomic looks, lets others run, and writes whatever is there by then, as the servers do.
+    """
 
     def __init__(
         self,
         capabilities: Capabilities = MINIO,
         *,
-        conditional_copy: bool = False,
+        conditional_copy: bool | None = None,
         bucket_exists: bool = True,
         odd_keys: bool = False,
         now_ns: Callable[[], int] = time.time_ns,
@@ -84,7 +102,7 @@ class _Bucket:
         self.health = Health()
         self.capabilities = capabilities
         self.bucket_exists = bucket_exists
-        self._conditional_copy = conditional_copy
+        self._conditional_copy = capabilities.atomic_copy if conditional_copy is None else conditional_copy
         self._odd_keys = odd_keys
         self._now_ns = now_ns
         self._objects: dict[str, _Object] = {}
@@ -189,25 +207,38 @@ class _Bucket:
             await self._look(target, condition)
         await self._request("copy", target)
         found = self._version(source, source_etag)
-        self._require(target, condition)
+        if self._conditional_copy:
+            self._require(target, condition)
         if metadata is None or kept is None:
             if source == target:
                 raise Refused(f"copy {source}: a copy to itself must change something", source)
             metadata, kept = found.metadata, dict(found.headers)
+        if not self.capabilities.atomic_copy:
+            await self._others_run()
         return self._store(target, found.data, found.etag, metadata, kept)
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, etag: str = "") -> None:
         await self._request("delete", key)
+        found = self._objects.get(key)
+        if etag and self.capabilities.conditional_delete and found is not None:
+            self._version(key, etag)
         self._objects.pop(key, None)
 
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+    async def delete_many(
+        self, keys: Sequence[str], *, etags: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StoreError]:
         if keys:
             await self._request("delete_many")
-        else:
-            await trio.lowlevel.checkpoint()
+        failed: dict[str, StoreError] = {}
+        for key in keys if self.capabilities.conditional_delete_many else ():
+            found = self._objects.get(key)
+            if found is not None and key in etags and found.etag != etags[key]:
+                failed[key] = PreconditionFailed(f"{key} is version {found.etag}", key)
+        await self._others_run()
         for key in keys:
-            self._objects.pop(key, None)
-        return {}
+            if key not in failed:
+                self._objects.pop(key, None)
+        return failed
 
     async def multipart_create(self, key: str, *, metadata: Mapping[str, str], headers: Mapping[str, str]) -> str:
         kept = _kept(metadata, headers, key)
@@ -231,7 +262,13 @@ class _Bucket:
         return self._add_part(key, upload_id, number, found.data[start:stop])
 
     async def multipart_complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = ANY,
+        metadata: Mapping[str, str] | None = None,
     ) -> str:
         if not self.capabilities.conditional_multipart:
             await self._look(key, condition)
@@ -244,7 +281,9 @@ class _Bucket:
         if any(len(chunk) < MIN_PART_BYTES for chunk in chunks[:-1]):
             raise Refused(f"multipart_complete {key}: a part but the last is under {MIN_PART_BYTES} bytes", key)
         self._require(key, condition)
-        del self._uploads[upload_id]
+        if not self.capabilities.atomic_multipart:
+            await self._others_run()
+        self._uploads.pop(upload_id, None)
         etag = multipart_etag(parts)
         assert etag is not None
         return self._store(key, b"".join(chunks), etag, upload.metadata, dict(upload.headers))
@@ -265,14 +304,18 @@ class _Bucket:
         await trio.lowlevel.checkpoint()
 
     async def _request(self, operation: str, key: str = "") -> None:
-        """Counts; the only place that lets others run, so that what follows it is atomic as on a server."""
+        """Counts, and lets others run; what follows is atomic as on a server, but for the windows that it has."""
         self.requests[operation] += 1
-        await trio.lowlevel.checkpoint()
+        await self._others_run()
         if not self.bucket_exists:
             raise NoSuchBucket(f"{operation}: the bucket does not exist", key)
         if len(key.encode(errors="surrogatepass")) > MAX_KEY_BYTES:
             raise Refused(f"{operation} {key[:40]}...: the key is longer than {MAX_KEY_BYTES} bytes", key)
         self.check_key(key)
+
+    async def _others_run(self) -> None:
+        """Where requests of others may come in between."""
+        await trio.lowlevel.checkpoint()
 
     async def _look(self, key: str, condition: Condition) -> None:
         if condition != ANY:
@@ -336,7 +379,7 @@ class MemoryStore(Routed, _Bucket):
     """A bucket in memory.
 
     `capabilities` is what `probe` finds; without conditional writes the condition is looked up by HEAD first, as it
-    always is on copies unless `conditional_copy`. `odd_keys` takes keys with empty, `.` and `..` segments as AWS
+    is on copies unless `conditional_copy`. `odd_keys` takes keys with empty, `.` and `..` segments as AWS
     does. `now_ns` is the clock; times are cut to seconds as HTTP dates are.
     """
 

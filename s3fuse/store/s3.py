@@ -184,11 +184,17 @@ class S3Store(Routed):
     ) -> Part:
         sent = self._objects.copy_source(source, source_etag) | {"x-amz-copy-source-range": f"bytes={start}-{stop - 1}"}
         query = _query({"partNumber": str(number), "uploadId": upload_id})
-        call = Call("multipart_copy", "PUT", key, query, sent, size_bytes=stop - start)
+        call = Call("multipart_copy", "PUT", key, query, sent, size_bytes=stop - start, copied_bytes=stop - start)
         return Part(number, await self._client.ask_result(call, "CopyPartResult", "ETag"))
 
     async def multipart_complete(
-        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = ANY
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = ANY,
+        metadata: Mapping[str, str] | None = None,
     ) -> str:
         body = Bytes(s3xml.complete_body(parts))
         sent = {"content-type": "application/xml"} | condition_headers(condition)
@@ -203,7 +209,8 @@ class S3Store(Routed):
 
         async def ours() -> str | None:
             found = await self.head(key)
-            return found.etag if found.etag == multipart_etag(parts) else None
+            same = found.etag == multipart_etag(parts) and metadata in (None, found.metadata)
+            return found.etag if same else None
 
         return await self._objects.resolved(write, ours, (PreconditionFailed, NotFound))
 

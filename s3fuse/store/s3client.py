@@ -53,6 +53,8 @@ _FIRST_BACKOFF_S = 0.1
 _LAST_BACKOFF_S = 4.0
 #: The deadline of a request grows with its size at this rate: slower than any link worth mounting over.
 _SLOWEST_BYTES_PER_S = 256 << 10
+#: The same for what a server copies: it sends nothing until that is done.
+_SLOWEST_COPY_BYTES_PER_S = 8 << 20
 #: 501 aside, a 5xx may come after the server acted; these codes say that it did not.
 _UNTOUCHED = frozenset({"SlowDown", "SlowDownRead", "SlowDownWrite", "ServiceUnavailable", "ServerBusy"})
 _BAD_KEYS = frozenset(
@@ -65,7 +67,8 @@ _AGAIN = frozenset({"ConditionalRequestConflict", "OperationAborted", "RequestTi
 class Call:
     """A request before it is signed. `query` is encoded already; `size_bytes` is what it moves, for the deadline.
 
-    `answer_bytes` is the most that an answer in memory may have. `conditional` calls are not repeated by the client:
+    `answer_bytes` is the most that an answer in memory may have, `copied_bytes` what the server has to copy before it
+    answers. `conditional` calls are not repeated by the client:
     their sender looks first at what became of them. `ping` calls are sent once, without waiting for others.
     """
 
@@ -79,6 +82,7 @@ class Call:
     check: Callable[[Answer], None] | None = None
     size_bytes: int = 0
     answer_bytes: int = 1 << 20
+    copied_bytes: int = 0
     conditional: bool = False
     head_only: bool = False
     ping: bool = False
@@ -263,6 +267,7 @@ class S3Client:
                 sign,
                 limit_s=max(1.0, self._limit_s(call) - elapsed_s),
                 stall_s=max(_LEAST_STALL_S, self.deadline_s - elapsed_s),
+                silent_s=call.copied_bytes / _SLOWEST_COPY_BYTES_PER_S,
                 wait_s=self._wait_s(call, elapsed_s),
                 body=call.body,
                 buffers=call.buffers,

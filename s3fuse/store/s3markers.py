@@ -14,12 +14,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from s3fuse.errors import NotFound, PreconditionFailed, Refused
-from s3fuse.store.base import ANY, MAX_KEY_BYTES, UNMADE_ETAG, Bytes, Page
+from s3fuse.store.base import ANY, MAX_KEY_BYTES, NO_ETAGS, UNMADE_ETAG, Bytes, Page
 from s3fuse.store.s3headers import write_headers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from s3fuse.errors import StoreError
     from s3fuse.store.base import Body, Condition, ObjectInfo
 
 _RESERVED = ".s3fuse/"
@@ -54,9 +55,11 @@ class Objects(Protocol):
         condition: Condition = ANY,
     ) -> str: ...
 
-    async def delete(self, key: str) -> None: ...
+    async def delete(self, key: str, *, etag: str = "") -> None: ...
 
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]: ...
+    async def delete_many(
+        self, keys: Sequence[str], *, etags: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StoreError]: ...
 
 
 class Routed:
@@ -93,11 +96,13 @@ class Routed:
             source, target, source_etag=source_etag, metadata=metadata, headers=headers, condition=condition
         )
 
-    async def delete(self, key: str) -> None:
-        await self._for(key).delete(key)
+    async def delete(self, key: str, *, etag: str = "") -> None:
+        await self._for(key).delete(key, etag=etag)
 
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
-        return await self._for(*keys).delete_many(keys)
+    async def delete_many(
+        self, keys: Sequence[str], *, etags: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StoreError]:
+        return await self._for(*keys).delete_many(keys, etags=etags)
 
 
 def sidecar_key(key: str) -> str | None:
@@ -199,15 +204,17 @@ class Markers:
         except NotFound:
             return False
 
-    async def delete(self, key: str) -> None:
-        await self._plain.delete(key)
+    async def delete(self, key: str, *, etag: str = "") -> None:
+        await self._plain.delete(key, etag=etag)
         sidecar = sidecar_key(key)
         if sidecar is not None and not _too_long(sidecar):
             await self._plain.delete(sidecar)
 
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+    async def delete_many(
+        self, keys: Sequence[str], *, etags: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StoreError]:
         """One request more where there are markers among the keys."""
-        failed = dict(await self._plain.delete_many(keys))
+        failed = dict(await self._plain.delete_many(keys, etags=etags))
         sidecars = {
             sidecar: key
             for key in keys

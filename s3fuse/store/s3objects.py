@@ -13,9 +13,9 @@ import trio
 
 from s3fuse.errors import BadResponse, NotFound, PreconditionFailed, StoreError
 from s3fuse.store import s3xml
-from s3fuse.store.base import ANY, Bytes
+from s3fuse.store.base import ANY, NO_ETAGS, Bytes, Condition
 from s3fuse.store.s3checks import check_stored, crc32_header, md5_header, md5_of
-from s3fuse.store.s3client import Call, S3Client, acted
+from s3fuse.store.s3client import Call, S3Client, acted, error_kind
 from s3fuse.store.s3headers import condition_headers, object_info, write_headers
 from s3fuse.store.s3parsing import parsed
 from s3fuse.store.s3probe import Findings
@@ -23,7 +23,7 @@ from s3fuse.store.s3probe import Findings
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-    from s3fuse.store.base import Body, Condition, ObjectInfo
+    from s3fuse.store.base import Body, ObjectInfo
     from s3fuse.store.framing import Answer
 
 #: A thousand keys of 1 KiB and as many reasons why they are still there.
@@ -36,6 +36,14 @@ async def deleted(answer: Answer) -> None:
     """Reads the answer to a DELETE, which is 204: a page with 200 comes from something that is no S3 server."""
     if answer.body:
         raise BadResponse(f"{answer.status} with a body came where a deletion was to be confirmed")
+
+
+def _delete_failures(answer: bytes, keys: Sequence[str]) -> dict[str, StoreError]:
+    # The status of the answer is that of the whole request: 500 stands for "may be tried again".
+    return {
+        key: error_kind(500, failure.code)(f"{failure.code}: {failure.message}", key)
+        for key, failure in s3xml.parse_deleted(answer, keys).items()
+    }
 
 
 class S3Objects:
@@ -163,30 +171,34 @@ class S3Objects:
                     raise
             await trio.sleep(self._client.backoff_s(attempt))
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, etag: str = "") -> None:
+        sent = condition_headers(Condition(etag=etag)) if etag and self.findings.conditional_delete else {}
         try:
-            await self._client.ask(Call("delete", "DELETE", key), deleted)
+            await self._client.ask(Call("delete", "DELETE", key, "", sent), deleted)
         except NotFound:
             return
 
-    async def delete_many(self, keys: Sequence[str]) -> Mapping[str, str]:
+    async def delete_many(
+        self, keys: Sequence[str], *, etags: Mapping[str, str] = NO_ETAGS
+    ) -> Mapping[str, StoreError]:
         named = [key for key in keys if s3xml.fits_xml(key)]
-        failed: dict[str, str] = {}
+        failed: dict[str, StoreError] = {}
         if named:
-            body = s3xml.delete_body(named)
+            body = s3xml.delete_body(named, etags if self.findings.conditional_delete_many else {})
             sent = {"content-md5": md5_header(body)}
             call = Call("delete_many", "POST", "", "delete=", sent, Bytes(body), answer_bytes=_DELETED_BYTES)
 
-            async def read(answer: Answer) -> dict[str, str]:
-                refused = await parsed(answer.body, partial(s3xml.parse_deleted, keys=named))
+            async def read(answer: Answer) -> dict[str, StoreError]:
+                refused = await parsed(answer.body, partial(_delete_failures, keys=named))
                 if refused and self._client.shows_keys(answer.body):
-                    return dict.fromkeys(refused, "refused; the reason shows keys and is left out")
+                    hidden = "refused; the reason shows keys and is left out"
+                    return {key: type(why)(hidden, key) for key, why in refused.items()}
                 return refused
 
             failed |= await self._client.ask(call, read)
         for key in set(keys).difference(named):
             try:
-                await self.delete(key)
+                await self.delete(key, etag=etags.get(key, ""))
             except StoreError as exc:
-                failed[key] = str(exc)
+                failed[key] = exc
         return failed

@@ -12,9 +12,13 @@ from urllib.parse import urlencode
 import trio
 
 from s3fuse.errors import AccessDenied, BadResponse, NotFound, PreconditionFailed, Refused, StoreError, Unsupported
+from s3fuse.store import s3xml
 from s3fuse.store.base import Bytes, Capabilities, Condition
+from s3fuse.store.s3checks import md5_header
 from s3fuse.store.s3client import Call
+from s3fuse.store.s3headers import condition_headers
 from s3fuse.store.s3markers import SIDECARS
+from s3fuse.store.s3races import completions_are_exact, copies_are_exact, known_racy, puts_are_exact
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,8 +48,18 @@ class Findings:
     snowball: bool | None = None
     notifications: bool | None = None
     marker_metadata: bool | None = None
+    atomic_put: bool | None = None
+    atomic_multipart: bool | None = None
+    atomic_copy: bool | None = None
+    conditional_delete: bool | None = None
+    conditional_delete_many: bool | None = None
 
     def capabilities(self, server: str) -> Capabilities:
+        """Where nothing was raced (the findings of an earlier version) a refusal is believed, but not of copies."""
+
+        def atomic(what: str, honoured: bool | None, raced: bool | None) -> bool:
+            return bool(honoured) and raced is not False and not known_racy(server, what)
+
         return Capabilities(
             server=server,
             list_metadata=bool(self.list_metadata),
@@ -54,6 +68,11 @@ class Findings:
             snowball=bool(self.snowball),
             notifications=bool(self.notifications),
             marker_metadata=bool(self.marker_metadata),
+            atomic_put=atomic("atomic_put", self.conditional_put, self.atomic_put),
+            atomic_multipart=atomic("atomic_multipart", self.conditional_multipart, self.atomic_multipart),
+            atomic_copy=atomic("atomic_copy", self.conditional_copy, bool(self.atomic_copy)),
+            conditional_delete=bool(self.conditional_delete),
+            conditional_delete_many=bool(self.conditional_delete_many),
         )
 
 
@@ -75,8 +94,9 @@ async def probe(client: S3Client, store: Store) -> Findings:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run, lambda: _listing(store, base, findings))
             nursery.start_soon(run, lambda: _puts(store, base, findings))
-            nursery.start_soon(run, lambda: _multipart(store, base, findings))
+            nursery.start_soon(run, lambda: _multipart(client.server, store, base, findings))
             nursery.start_soon(run, lambda: _copies(client, store, base, findings))
+            nursery.start_soon(run, lambda: _deletes(client, store, base, findings))
             nursery.start_soon(run, lambda: _snowball(client, store, prefix, findings))
             nursery.start_soon(run, lambda: _markers(store, prefix, findings))
             nursery.start_soon(run, lambda: _events(client, store, prefix, findings))
@@ -118,9 +138,10 @@ async def _puts(store: Store, base: str, findings: Findings) -> None:
         return await _refuses(store.put(base, Bytes(b"other"), metadata=_MARK, headers={}, condition=condition))
 
     findings.conditional_put = await refuses(_ABSENT) and await refuses(_OTHER)
+    findings.atomic_put = findings.conditional_put and await puts_are_exact(store, f"{base}-puts")
 
 
-async def _multipart(store: Store, base: str, findings: Findings) -> None:
+async def _multipart(server: str, store: Store, base: str, findings: Findings) -> None:
     async def refuses(condition: Condition) -> bool:
         upload_id = await store.multipart_create(base, metadata=_MARK, headers={})
         try:
@@ -131,6 +152,8 @@ async def _multipart(store: Store, base: str, findings: Findings) -> None:
                 await store.multipart_abort(base, upload_id)
 
     findings.conditional_multipart = await refuses(_ABSENT) and await refuses(_OTHER)
+    racing = findings.conditional_multipart and not known_racy(server, "atomic_multipart")
+    findings.atomic_multipart = racing and await completions_are_exact(store, f"{base}-parts")
 
 
 async def _copies(client: S3Client, store: Store, base: str, findings: Findings) -> None:
@@ -138,13 +161,30 @@ async def _copies(client: S3Client, store: Store, base: str, findings: Findings)
     target = f"{base}-copy"
     await store.put(target, Bytes(b"target"), metadata=_MARK, headers={})
 
-    async def refuses(header: dict[str, str]) -> bool:
-        sent = {"x-amz-copy-source": client.path(base)} | header
-        return await _refuses(client.send(Call("copy", "PUT", target, "", sent)))
+    async def copy(source: str, condition: Condition) -> str:
+        sent = {"x-amz-copy-source": client.path(source)} | condition_headers(condition)
+        call = Call("copy", "PUT", target, "", sent, conditional=True)
+        return await client.ask_result(call, "CopyObjectResult", "ETag")
 
-    findings.conditional_copy = await refuses({"if-none-match": "*"}) and await refuses(
-        {"if-match": f'"{_OTHER.etag}"'}
-    )
+    findings.conditional_copy = await _refuses(copy(base, _ABSENT)) and await _refuses(copy(base, _OTHER))
+    racing = findings.conditional_copy and not known_racy(client.server, "atomic_copy")
+    findings.atomic_copy = racing and await copies_are_exact(store, target, copy)
+
+
+async def _deletes(client: S3Client, store: Store, base: str, findings: Findings) -> None:
+    """Whether a delete looks at the version: MinIO deletes whatever is there."""
+    one, other = f"{base}-delete", f"{base}-delete-many"
+    for key in (one, other):
+        await store.put(key, Bytes(b"target"), metadata=_MARK, headers={})
+    call = Call("delete", "DELETE", one, "", condition_headers(_OTHER), conditional=True)
+    findings.conditional_delete = await _refuses(client.send(call))
+    body = s3xml.delete_body([other], {other: _OTHER.etag or ""})
+    call = Call("delete_many", "POST", "", "delete=", {"content-md5": md5_header(body)}, Bytes(body))
+    try:
+        failed = s3xml.parse_deleted((await client.send(call)).body, [other])
+    except (Refused, Unsupported):
+        failed = {}
+    findings.conditional_delete_many = bool(failed) and findings.conditional_delete
 
 
 async def _snowball(client: S3Client, store: Store, prefix: str, findings: Findings) -> None:

@@ -19,7 +19,7 @@ from s3fuse.errors import BadResponse
 from s3fuse.store.s3fields import etag_of, quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from s3fuse.store.base import Part
 
@@ -105,13 +105,13 @@ def parse_result(body: bytes, kind: str, field: str) -> str:
     return etag_of(value) if field == "ETag" else value
 
 
-def parse_deleted(body: bytes, keys: Sequence[str]) -> dict[str, str]:
+def parse_deleted(body: bytes, keys: Sequence[str]) -> dict[str, Failure]:
     """Those of the keys that a multi-object delete could not delete, with the reason.
 
     Raises BadResponse where the answer names another key: then it is not known which of ours are left.
     """
     asked = set(keys)
-    failed: dict[str, str] = {}
+    failed: dict[str, Failure] = {}
     for item in parse(body, "DeleteResult"):
         if local_name(item) != "Error":
             continue
@@ -119,7 +119,7 @@ def parse_deleted(body: bytes, keys: Sequence[str]) -> dict[str, str]:
         if key not in asked:
             raise BadResponse(f"the answer names {quoted(key)}, which was not to be deleted")
         if code != "NoSuchKey":
-            failed[key] = f"{code}: {text_of(item, 'Message')}"[:_MESSAGE_CHARS]
+            failed[key] = Failure(code, text_of(item, "Message")[:_MESSAGE_CHARS])
     return failed
 
 
@@ -128,10 +128,14 @@ def fits_xml(key: str) -> bool:
     return _ILLEGAL.search(key) is None
 
 
-def delete_body(keys: Sequence[str]) -> bytes:
-    """The request of a multi-object delete that answers only failures."""
-    objects = "".join(f"<Object><Key>{escape(key, _ESCAPES)}</Key></Object>" for key in keys)
-    return f"<Delete><Quiet>true</Quiet>{objects}</Delete>".encode()
+def delete_body(keys: Sequence[str], etags: Mapping[str, str]) -> bytes:
+    """The request of a multi-object delete that answers only failures; a key in `etags` goes only as that version."""
+
+    def named(key: str) -> str:
+        etag = f'<ETag>"{escape(etags[key])}"</ETag>' if key in etags else ""
+        return f"<Object><Key>{escape(key, _ESCAPES)}</Key>{etag}</Object>"
+
+    return f"<Delete><Quiet>true</Quiet>{''.join(map(named, keys))}</Delete>".encode()
 
 
 def complete_body(parts: Sequence[Part]) -> bytes:

@@ -88,6 +88,7 @@ class _Request:
     text_bytes: int
     head_only: bool
     stall_s: float
+    silent_s: float
 
 
 class Transport:
@@ -133,6 +134,7 @@ class Transport:
         *,
         limit_s: float,
         stall_s: float = math.inf,
+        silent_s: float = 0.0,
         wait_s: float = math.inf,
         body: Body | None = None,
         buffers: Sequence[memoryview] = (),
@@ -144,7 +146,8 @@ class Transport:
         """The answer to one request, within `limit_s` of getting a slot, for which it waits `wait_s` at most.
 
         `headers` may be what makes them: that is called when the request is about to be sent, not before the wait.
-        `stall_s` shortens how long the request may go on without progress. `wait_s` 0 needs no slot.
+        `stall_s` shortens how long the request may go on without progress, `silent_s` is added to that: for work
+        during which the server sends nothing. `wait_s` 0 needs no slot.
 
         With `buffers`, a 200 or 206 body is received into them and must fill them exactly; `check` sees the head
         first and raises to refuse it. Any other body is in the answer, and raises BadResponse beyond `text_bytes`; of
@@ -156,7 +159,7 @@ class Transport:
         try:
             sent = await headers() if callable(headers) else headers
             head = _head(method, target, sent, body)
-            request = _Request(method, head, body, buffers, check, text_bytes, head_only, stall_s)
+            request = _Request(method, head, body, buffers, check, text_bytes, head_only, stall_s, silent_s)
             return await self._request(request, limit_s, repeatable)
         finally:
             for slot in slots:
@@ -222,7 +225,7 @@ class Transport:
             raise NotSent(f"no connection to {self.endpoint}: {exc.strerror or exc}") from exc
 
     async def _attempt(self, connection: _Connection, request: _Request, limit_s: float) -> Answer:
-        clock = _Clock(min(self._stall_timeout_s, request.stall_s), limit_s)
+        clock = _Clock(min(self._stall_timeout_s, request.stall_s) + request.silent_s, limit_s)
         reusable = False
         try:
             with clock.scope:

@@ -33,6 +33,8 @@ LOOK_S = 60.0
 #: How much earlier than asked for it may seem to begin: servers tell whole seconds.
 SLACK_S = 2.0
 RETRY_S = 2.0
+#: A server copies parts as fast as its disks go: more at once take these, and our requests, from reads.
+COPIES_AT_ONCE = 8
 ABORT_S = 10.0
 
 
@@ -45,6 +47,7 @@ class Uploads:
         self.left: dict[int, BegunUpload] = {row.id: row for row in journal.uploads()}
         self.running: dict[int, BegunUpload] = {}
         self.sent_bytes = 0  # of uploads that are under way
+        self.copying = trio.CapacityLimiter(COPIES_AT_ONCE)  # parts that the server copies, of all uploads
         self._next = max(self.left, default=0) + 1
         self._ours: set[str] = set()  # ids of uploads that this process has begun
         self._beginning: Counter[str] = Counter()  # keys of uploads whose id has still to come

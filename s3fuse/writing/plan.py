@@ -30,12 +30,14 @@ class Limits:
 
     `single_put_bytes`: up to here a file is one PUT. `part_bytes`: sent parts, larger in files that would have too
     many. `min_copy_bytes`: a shorter run of the base is sent rather than copied. `copy_part_bytes`: copied parts.
+    `send_copy_bytes`: an object up to here gets another key by sending its bytes (`copying`).
     """
 
     single_put_bytes: int = 16 << 20
     part_bytes: int = 8 << 20
     min_copy_bytes: int = 8 << 20
     copy_part_bytes: int = 1 << 30
+    send_copy_bytes: int = 256 << 10
     min_part_bytes: int = MIN_PART_BYTES
     max_part_bytes: int = MAX_PART_BYTES
     max_parts: int = MAX_PARTS

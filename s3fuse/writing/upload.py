@@ -119,7 +119,7 @@ async def upload(store: Store, uploads: Uploads, version: Version, target: Targe
         # MinIO locks the key for as long as a conditional PUT lasts: reading the base for its body would wait for it.
         plan = Multipart((SendPart(0, version.size_bytes),))
     if isinstance(plan, Multipart):
-        return await _multipart(store, uploads, version, target, plan)
+        return await send_parts(store, uploads, version, target, plan)
     body: Body = Range(store, version, 0, version.size_bytes)
     if in_memory:
         body = Bytes(b"".join([bytes(chunk) async for chunk in body.chunks()]))
@@ -128,7 +128,8 @@ async def upload(store: Store, uploads: Uploads, version: Version, target: Targe
     )
 
 
-async def _multipart(store: Store, uploads: Uploads, version: Version, target: Target, plan: Multipart) -> str:
+async def send_parts(store: Store, uploads: Uploads, version: Version, target: Target, plan: Multipart) -> str:
+    """Makes the target of the planned parts and gives its etag; on failure nothing of it stays. Raises StoreError."""
     parts: list[Part] = []
     async with uploads.begin(target.key, target.metadata, target.headers) as upload_id:
         limit = trio.CapacityLimiter(PARTS_AT_ONCE)
@@ -138,16 +139,19 @@ async def _multipart(store: Store, uploads: Uploads, version: Version, target: T
                     for number, part in enumerate(plan.parts, 1):
                         await limit.acquire_on_behalf_of(number)
                         nursery.start_soon(
-                            _send, store, version, target.key, upload_id, number, part, limit, parts, sent
+                            _send, store, uploads, version, target.key, upload_id, number, part, limit, parts, sent
                         )
             except BaseExceptionGroup as group:
                 raise first_failure(group) from None
             parts.sort(key=lambda part: part.number)
-            return await store.multipart_complete(target.key, upload_id, parts, condition=target.condition)
+            return await store.multipart_complete(
+                target.key, upload_id, parts, condition=target.condition, metadata=target.metadata
+            )
 
 
 async def _send(
     store: Store,
+    uploads: Uploads,
     version: Version,
     key: str,
     upload_id: str,
@@ -163,9 +167,10 @@ async def _send(
             assert source is not None
             shift = part.parked.shift if part.parked is not None else 0
             start, stop = part.start - shift, part.stop - shift
-            done = await store.multipart_copy(
-                key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
-            )
+            async with uploads.copying:
+                done = await store.multipart_copy(
+                    key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
+                )
         else:
             body = Range(store, version, part.start, part.stop)
             done = await store.multipart_put(key, upload_id, number, body)
@@ -186,19 +191,3 @@ def first_failure(group: BaseExceptionGroup[BaseException]) -> BaseException:
         else:
             leaves.append(step)
     return next((leaf for leaf in leaves if not isinstance(leaf, trio.Cancelled)), leaves[0])
-
-
-async def copy_whole(store: Store, uploads: Uploads, source: ObjectInfo, target: Target, limits: Limits) -> str:
-    """Server-side copy of an object of any size, with the target's metadata and headers; gives the etag."""
-    if source.size_bytes <= limits.max_copy_bytes:
-        return await store.copy(
-            source.key,
-            target.key,
-            source_etag=source.etag,
-            metadata=target.metadata,
-            headers=target.headers,
-            condition=target.condition,
-        )
-    step, size = limits.copy_part_bytes, source.size_bytes
-    parts = tuple(CopyPart(start, min(start + step, size)) for start in range(0, size, step))
-    return await _multipart(store, uploads, Version(None, source, size, ()), target, Multipart(parts))

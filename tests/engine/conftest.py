@@ -10,6 +10,8 @@ import pytest
 
 from s3fuse.namespace import changes, directories, inodes, lateness, syncer
 from s3fuse.store import memory
+from s3fuse.store.memory import MemoryStore
+from s3fuse.writing.plan import Limits
 from tests.engine.rig import SMALL_LIMITS, Bench, Clock
 
 if TYPE_CHECKING:
@@ -55,6 +57,18 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def _small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """The store takes parts as small as `SMALL_LIMITS` says."""
     monkeypatch.setattr(memory, "MIN_PART_BYTES", SMALL_LIMITS.min_part_bytes)
+
+
+@pytest.fixture(params=["sent", "parts", "whole"])
+def copying(request: pytest.FixtureRequest, bench: Bench) -> str:
+    """Has small objects copied in each of the ways that there are; gives the request that makes the copy."""
+    if request.param == "whole":
+        bench.store = MemoryStore(memory.ATOMIC)
+        return "copy"
+    if request.param == "parts":
+        bench.limits = Limits(send_copy_bytes=0)
+        return "multipart_complete"
+    return "put"
 
 
 @pytest.fixture

@@ -140,6 +140,7 @@ class Rig:
                 self.mount = Mount(config, "memory", store, self.store.capabilities, journal, nursery, session=session)
                 self.core: Core = self.mount.core
                 self.core.syncer.limits = self.core.syncer.parking.limits = self.limits
+                self.core.syncer.copies.limits = self.limits
                 if self.budget_bytes is not None:
                     self.core.budget.limit_bytes = self.budget_bytes
                 self.names = Names(self.core)
@@ -359,10 +360,12 @@ class Bench:
         self.directory = directory
         self.nursery = nursery
         self.store = store or MemoryStore()
+        self.limits = Limits()
         self.rigs: list[Rig] = []
 
     async def rig(self, cache: str = "cache", **options: object) -> Rig:
         """A mount on the cache directory of that name."""
+        options.setdefault("limits", self.limits)
         rig = Rig(self.store, self.directory / cache, self.nursery, **options)  # type: ignore[arg-type]
         self.rigs.append(rig)
         return await rig.start()

@@ -108,11 +108,11 @@ async def test_renamed_while_it_is_overwritten(bench: Bench, truncate: bool) -> 
     rig.check_clean()
 
 
-async def test_removed_while_it_is_renamed(bench: Bench) -> None:
+async def test_removed_while_it_is_renamed(bench: Bench, copying: str) -> None:
     await bench.upload("f", b"data")
     rig = await bench.rig()
     await rig.rename("f", "g")
-    with unheard(bench, "copy") as done:
+    with unheard(bench, copying) as done:
         await begin(rig, done)
         await rig.unlink("g")
         await rig.crash()
@@ -123,11 +123,11 @@ async def test_removed_while_it_is_renamed(bench: Bench) -> None:
     rig.check_clean()
 
 
-async def test_renamed_again_while_it_is_renamed(bench: Bench) -> None:
+async def test_renamed_again_while_it_is_renamed(bench: Bench, copying: str) -> None:
     await bench.upload("f", b"data")
     rig = await bench.rig()
     await rig.rename("f", "g")
-    with unheard(bench, "copy") as done:
+    with unheard(bench, copying) as done:
         await begin(rig, done)
         await rig.rename("g", "h")
         await rig.crash()
@@ -328,26 +328,26 @@ async def check_reported(rig: Rig, *names: str) -> None:
             await rig.fsync(name)
 
 
-async def test_chain_of_renames_behind_one_that_fails(bench: Bench) -> None:
+async def test_chain_of_renames_behind_one_that_fails(bench: Bench, copying: str) -> None:
     for name in "abc":
         await bench.upload(name, name.encode())
     rig = await bench.rig()
     await rig.rename("c", "d")
     await rig.rename("b", "c")
     await rig.rename("a", "b")
-    with refusing(bench, "copy", "c"):
+    with refusing(bench, copying, "c" if copying == "copy" else "d"):  # by the source, or the target
         await check_reported(rig, "d", "c", "b")
     await rig.drained()
     assert bench.contents() == {"b": b"a", "c": b"b", "d": b"c"}
     rig.check_clean()
 
 
-async def test_new_file_under_the_name_of_one_whose_rename_fails(bench: Bench) -> None:
+async def test_new_file_under_the_name_of_one_whose_rename_fails(bench: Bench, copying: str) -> None:
     await bench.upload("a", b"old")
     rig = await bench.rig()
     await rig.rename("a", "b")
     await rig.put("a", b"new")
-    with refusing(bench, "copy", "a"):
+    with refusing(bench, copying, "a" if copying == "copy" else "b"):
         await check_reported(rig, "a", "b")
     await rig.drained()
     assert bench.contents() == {"a": b"new", "b": b"old"}

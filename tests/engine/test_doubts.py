@@ -80,7 +80,7 @@ async def test_overwrite_whose_answer_was_lost(bench: Bench, then: str, partly: 
 @pytest.mark.parametrize("crash", [False, True])
 @pytest.mark.parametrize("moves", [False, True])
 @pytest.mark.parametrize("then", ["write", "unlink", "rename", "rename over"])
-async def test_copy_whose_answer_was_lost(bench: Bench, then: str, moves: bool, crash: bool) -> None:
+async def test_copy_whose_answer_was_lost(bench: Bench, then: str, moves: bool, crash: bool, copying: str) -> None:
     """chmod, or a rename, that is there without our knowing it, and then more."""
     rig = await bench.rig()
     await rig.put("e", b"data")
@@ -90,7 +90,7 @@ async def test_copy_whose_answer_was_lost(bench: Bench, then: str, moves: bool, 
         await rig.rename("e", "f")
     else:
         await rig.chmod("e", 0o600)
-    await in_doubt(rig, "copy", "f" if moves else "e")
+    await in_doubt(rig, copying, "f" if moves else "e")
     if crash:
         await rig.restart()
     name = "f" if moves else "e"

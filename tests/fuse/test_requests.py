@@ -181,8 +181,8 @@ def test_own_files_are_not_fetched(server: Server, mounts: Mounts) -> None:
     assert made["put"] <= 1
 
 
-def test_attributes_are_one_copy(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
-    """chmod, chown and utimens together cost one copy on the server."""
+def test_attributes_are_one_write(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """chmod, chown and utimens together cost one write, for which a small file's bytes are sent again."""
     bucket = buckets(server)
     bucket.put("file", b"body")
     mount = mounts.new(server, *LONG, bucket=bucket.name)
@@ -192,8 +192,9 @@ def test_attributes_are_one_copy(server: Server, mounts: Mounts, buckets: Callab
         os.chown(mount.path / "file", 1, 2)
         os.utime(mount.path / "file", ns=(1, 2))
         mount.flush()
-    assert made["copy"] == 1
-    assert made["put"] == made["get"] == 0
+    assert made["put"] == 1
+    assert made["get"] <= 1
+    assert made["copy"] == 0
     assert sum(made.values()) <= 3
 
 

@@ -48,6 +48,11 @@ async def test_probe(subject: Subject) -> None:
         assert (found.list_metadata, found.snowball, found.notifications) == (False, False, False)
         assert not found.marker_metadata
     assert (found.conditional_put, found.conditional_multipart) == (True, True)
+    # What is refused when asked once is not always refused in a race: `races`.
+    assert (found.atomic_put, found.atomic_multipart, found.atomic_copy) == (True, subject.as_minio, False)
+    assert (found.conditional_delete, found.conditional_delete_many) == (
+        (False, False) if subject.as_minio else (True, True)
+    )
     assert (await subject.store.list_page("", delimiter="")).objects == ()
     assert (await subject.store.list_page("")).prefixes == ()
 
