@@ -66,6 +66,7 @@ class Races:
         self.size_bytes = size_bytes
         self.atomic = atomic
         self._copies = Copies(store, Uploads(store, MemoryJournal("races")), limits or Limits())
+        self._series = os.urandom(4).hex()
         self._number = 0
 
     async def run(self, kind: str, rounds: int) -> Tally:
@@ -125,10 +126,10 @@ class Races:
 
     async def _copy(self, kind: str) -> Round:
         self._number += 1
-        key = f"{kind} {self._number}"
+        key = f"{self._series} {kind} {self._number}"
         self._body, theirs = os.urandom(self.size_bytes), os.urandom(self.size_bytes + 1)
         moves = kind in ("free", "taken")
-        at = f"source {self._number % 8}" if moves else key
+        at = f"{self._series} source {self._number % 8}" if moves else key
         source = ObjectInfo(at, self.size_bytes, await self._put(at, self._body), 0, {}, {})
         condition = Condition(etag=source.etag)
         if kind == "free":
@@ -149,7 +150,7 @@ class Races:
 
     async def _delete(self, kind: str) -> Round:
         self._number += 1
-        key = f"{kind} {self._number}"
+        key = f"{self._series} {kind} {self._number}"
         etag = await self._put(key, b"old")
 
         async def ours() -> object:
