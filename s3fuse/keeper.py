@@ -31,6 +31,9 @@ HAND_OVER_S = 30.0
 #: When a worker is started again where the host could not start one.
 AGAIN_S = 1.0
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
+#: All others that a process can ignore: whatever they mean elsewhere, they are not to end what protects the mount.
+#: A fault of its own still ends it, since the kernel does not let that be ignored.
+_IGNORED = signal.valid_signals() - {*_SIGNALS, signal.SIGKILL, signal.SIGSTOP}
 
 
 class _Worker:
@@ -46,7 +49,13 @@ class _Worker:
                 arguments = [*command, str(theirs.fileno())]
                 # A process group of its own: what a terminal sends comes from here, and once.
                 self.pid = os.posix_spawn(
-                    arguments[0], arguments, os.environ, file_actions=actions, setpgroup=0, setsigmask=[]
+                    arguments[0],
+                    arguments,
+                    os.environ,
+                    file_actions=actions,
+                    setpgroup=0,
+                    setsigmask=[],
+                    setsigdef=_IGNORED,
                 )
         finally:
             if errors is not None:
@@ -89,6 +98,8 @@ class Keeper:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         for number in _SIGNALS:
             signal.signal(number, lambda *_: None)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
         self._select.register(self._wake, selectors.EVENT_READ, None)
 
     def run(self) -> NoReturn:

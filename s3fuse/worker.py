@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -15,9 +16,20 @@ from s3fuse.keeping import Keeping
 
 log = logging.getLogger(__name__)
 
+#: Signals that mean nothing to a worker, and end a process by default: its end is a pause for every program on the
+#: mount, and a few are taken for a worker that cannot live. Those of faults stay, SIGABRT too.
+IGNORED = {
+    *(signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE, signal.SIGIO, signal.SIGPWR),
+    *(signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF, signal.SIGSTKFLT),
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU),
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+}
+
 
 def main() -> NoReturn:
     """Waits for its turn, serves, and ends with the mount's exit code or, where another one goes on, with GO_ON."""
+    for number in IGNORED:
+        signal.signal(number, signal.SIG_IGN)
     os.umask(0o077)  # what it makes on this host is for nobody else
     end = socket.socket(fileno=int(sys.argv[1]))
     end.set_inheritable(False)

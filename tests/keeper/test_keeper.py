@@ -183,6 +183,33 @@ def test_a_killed_worker_is_followed_and_the_next_one_gets_what_was_held(tmp_pat
         assert ["signal", signal.SIGTERM] in [line[1:] for line in kept.said()]
 
 
+def dispositions(pid: int, field: str) -> set[int]:
+    """The signals that a process ignores (SigIgn), catches (SigCgt) or blocks (SigBlk)."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(f"{field}:"))
+    mask = int(line.split()[1], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
+
+
+def test_every_signal_that_the_keeper_does_not_use_is_ignored(tmp_path: Path) -> None:
+    used = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
+    cannot = {signal.SIGKILL, signal.SIGSTOP}
+    with keeper(tmp_path, SERVING) as kept:
+        worker = kept.nth(1, "serves")
+        others = {int(number) for number in signal.valid_signals() - used - cannot}
+        assert len(others) > 55
+        for number in sorted(others):
+            os.kill(kept.process.pid, number)
+        assert dispositions(kept.process.pid, "SigIgn") >= others
+        assert dispositions(kept.process.pid, "SigCgt") >= {int(number) for number in used}
+        # A worker begins as any program does; Python itself ignores two.
+        assert dispositions(worker, "SigIgn") & others <= {signal.SIGPIPE, signal.SIGXFSZ}
+        assert dispositions(worker, "SigBlk") == set()
+        wait_for(lambda: (kept.process.send_signal(signal.SIGHUP), len(kept.said()) > 2)[1], timeout_s=60, every_s=0.5)
+        kept.nth(2, "serves")
+        kept.process.send_signal(signal.SIGTERM)
+        assert kept.process.wait(60) == 0
+
+
 def test_a_hangup_has_the_worker_replaced_by_one_that_is_ready_before_that_one_goes(tmp_path: Path) -> None:
     with keeper(tmp_path, SERVING) as kept:
         first = kept.nth(1, "serves")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from s3fuse import control, kernel
+from s3fuse.worker import IGNORED
 from tests.fuse.harness import S3FUSE, Gate, Mount, free_environment, is_alive, run, wait_for
 from tests.keeper.kills import ALL, DIED, Campaign
 from tests.proxy import proxied
@@ -300,6 +301,29 @@ def test_the_mount_lives_on_without_its_keeper(minio_server: Server, mounts: Mou
     assert run(S3FUSE, "umount", mount.path, env=free_environment()).stderr == ""
     wait_for(lambda: not is_alive(worker), timeout_s=60)
     assert not mount.mounted
+
+
+@pytest.mark.timeout(120)
+def test_signals_that_mean_nothing_are_no_death(minio_server: Server, mounts: Mounts) -> None:
+    """QUIT, USR1, ABRT to the keeper ended it, and the mount's protection; to the worker they were deaths."""
+    mount = mounts.new(minio_server)
+    (mount.path / "f").write_bytes(b"data")
+    worker_pid = mount.worker_pid
+    used = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD, signal.SIGKILL, signal.SIGSTOP}
+    for number in sorted(signal.valid_signals() - used):
+        os.kill(mount.pid, number)
+    for number in sorted(IGNORED):
+        os.kill(worker_pid, number)
+    assert (mount.path / "f").read_bytes() == b"data"
+    status = mount.status()
+    assert (status["pid"], status["worker_pid"], status["process"]["deaths"]) == (mount.pid, worker_pid, 0)
+    restart(mount)
+    assert mount.status()["process"]["restarts"] == 1
+    # A fault is a death, which another worker follows.
+    mount.allowed.append("the worker died: killed by SIGABRT")
+    os.kill(mount.worker_pid, signal.SIGABRT)
+    wait_for(lambda: mount.status()["process"]["deaths"] == 1)
+    assert (mount.path / "f").read_bytes() == b"data"
 
 
 @pytest.mark.timeout(120)
