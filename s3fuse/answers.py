@@ -203,6 +203,7 @@ class Answers:
                 "block_misses": core.blocks.misses,
                 **disk_status(core.blocks.disk),
                 "staged_bytes": core.staging.staged_bytes,
+                "held_bytes": core.staging.ledger.held_bytes,
                 "dirty_limit_bytes": self.config.dirty_size_bytes,
                 "waiting_writers": core.budget.waiting,
                 "parked_bytes": core.syncer.parking.parked_bytes,

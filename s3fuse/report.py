@@ -45,8 +45,9 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     pending, cache, able = mount["pending"], mount["cache"], mount["capabilities"]
     facts.append(("to upload", f"{pending['files']} files, {pending['bytes']:,} bytes"))
     facts += [("", f"{i['name']}: {i['error'] or i['state']}") for i in pending["items"][:20]]
-    staged = f"{cache['staged_bytes']:,} of {cache['dirty_limit_bytes']:,} bytes"
-    waiting = cache.get("waiting_writers", 0)  # the daemon may be of an earlier version
+    # The daemon may be of an earlier version, which did not say what staged bytes take.
+    staged = f"{cache.get('held_bytes', cache['staged_bytes']):,} of {cache['dirty_limit_bytes']:,} bytes"
+    waiting = cache.get("waiting_writers", 0)
     facts.append(("staged", f"{staged}; {waiting} writes wait for room" if waiting else staged))
     facts.append(("memory", f"{cache['memory_bytes']:,} of {cache['memory_limit_bytes']:,} bytes"))
     facts.append(

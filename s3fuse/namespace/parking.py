@@ -65,13 +65,21 @@ class Parking:
         self.parked_bytes = 0
 
     def can(self, inode: Inode) -> bool:
-        """Whether parking would free bytes. Not of a layer whose upload was begun: that one may have arrived."""
+        """Whether parking would free bytes. Not of a layer whose upload was begun: that one may have arrived.
+
+        Of an unlinked file nothing is uploaded any more.
+        """
         data = inode.data
-        if data is None or not data.layers or not inode.writers or data.layers[0].extents.total_bytes == 0:
+        if data is None or not data.layers or not self._is_held(inode) or data.layers[0].extents.total_bytes == 0:
             return False
         if data.layers[0].poisoned:  # bytes between those that would be sent are lost
             return False
-        return not data.frozen or bool(data.parked.packs)
+        return not data.frozen or bool(data.parked.packs) or not inode.linked
+
+    @staticmethod
+    def _is_held(inode: Inode) -> bool:
+        """Whether only a close brings its bytes to the bucket, or has them dropped: then they are parked meanwhile."""
+        return inode.writers > 0 or (inode.opens > 0 and not inode.linked)
 
     def want(self, inode: Inode) -> None:
         if inode.number not in self.wanted:
@@ -82,8 +90,8 @@ class Parking:
         """Whether the inode came up only in order to be parked. Raises as `park` does, and it then is wanted still."""
         if inode.number not in self.wanted:
             return False
-        uploading = inode.data is not None and inode.data.frozen and not inode.data.parked.packs
-        if uploading or not inode.writers:
+        uploading = inode.linked and inode.data is not None and inode.data.frozen and not inode.data.parked.packs
+        if uploading or not self._is_held(inode):
             self.wanted.discard(inode.number)
             return False
         if self.can(inode):
@@ -97,6 +105,10 @@ class Parking:
         data = inode.data
         assert data is not None
         parked = data.parked
+        if data.frozen and not parked.packs and inode.dirty:
+            # It may have arrived before its name went: by its token it is known for ours, and deleted.
+            inode.token = ",".join(filter(None, (inode.token, data.tokens[0])))
+            self.changes.record(inode)
         packs = data.park(max(self.limits.part_bytes, data.size // PACKS), self._new)
         parked.sending = True
         try:
@@ -118,7 +130,8 @@ class Parking:
     async def _send(self, data: DirtyFile, pack: Pack, limit: trio.CapacityLimiter) -> None:
         into = pack.into
         try:
-            etag = await self.store.put(into.key, _PackBody(data, pack), metadata={TOKEN: into.token}, headers={})
+            with data.staging.ledger.sending(pack.size_bytes):
+                etag = await self.store.put(into.key, _PackBody(data, pack), metadata={TOKEN: into.token}, headers={})
             into.etag, into.size_bytes = etag, pack.size_bytes
         finally:
             limit.release_on_behalf_of(pack)

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 EVERY_S = 1.0
 WAL_BYTES = 8 << 20
+#: Free slots of the slab that keep their blocks while anything is staged: the next small files take no new ones.
+KEPT_SLOTS = 64
 
 
 async def keep_up(changes: Changes, staging: Staging, uploads: Uploads) -> None:
@@ -30,6 +32,7 @@ async def keep_up(changes: Changes, staging: Staging, uploads: Uploads) -> None:
         await trio.sleep(EVERY_S)
         try:
             mend(changes, staging, uploads)
+            await staging.slab.give_back(KEPT_SLOTS if staging.staged_bytes else 0)
             changes.journal.keep_room()
             if changes.journal.is_long(WAL_BYTES):
                 await trio.to_thread.run_sync(changes.journal.checkpoint)

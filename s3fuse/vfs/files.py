@@ -18,6 +18,7 @@ from s3fuse.reading.records import BLOCK_BYTES
 from s3fuse.reading.siblings import Siblings
 from s3fuse.reading.window import INITIAL_BYTES, Window
 from s3fuse.store.base import ObjectInfo
+from s3fuse.vfs.budget import NO_ROOM, Patience
 from s3fuse.writing.dirty import DirtyFile
 from s3fuse.writing.layers import BASE
 
@@ -206,20 +207,23 @@ class Files:
 
     async def _write(self, inode: Inode, offset: int, data: bytes) -> None:
         budget, interrupted = self.core.budget, False
+        patience: Patience | None = None
         while True:
-            if budget.is_full(len(data)):
+            if patience is not None or budget.is_full(len(data)):
+                patience = patience or Patience()
                 try:
                     with waits.interruptible(for_room=True):
-                        await budget.wait(len(data))
+                        await budget.wait(len(data), patience)
                 except waits.Interrupted:  # an answer lets the writer end; its bytes are still taken if they can be
                     interrupted = True
             try:
                 self.core.changes.journal.check_room()
                 self._stage(inode).write(offset, data)
             except OSError as error:
-                if error.errno != errno.ENOSPC or interrupted:
+                if error.errno not in NO_ROOM or interrupted:
                     raise
-                budget.disk_is_full()
+                patience = patience or Patience()
+                budget.refused(patience)
             else:
                 budget.staged()
                 return

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import suppress
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -18,16 +19,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from s3fuse.staging.slab import SLOT_BYTES
 from s3fuse.writing import poison
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.durable import sync_files, sync_names
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import HOLE, POISONED, Layer, Piece, resolve
 from s3fuse.writing.overlay import pack
-from s3fuse.writing.ownfiles import OwnFiles
 from s3fuse.writing.parking import Pack, ParkedFile
+from s3fuse.writing.places import Places
 from s3fuse.writing.rows import StagedLayer
-from s3fuse.writing.staging import SLOT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: What says which layers a file has, and where they are.
-_CONTAINERS: Final = ("layers", "tokens", "outdated_tokens", "_slots", "_segments", "_unchecked", "_homes")
+#: What says which layers a file has.
+_CONTAINERS: Final = ("layers", "tokens", "outdated_tokens", "_segments", "_unchecked", "_homes")
 
 
 class DirtyFile:
@@ -47,10 +48,8 @@ class DirtyFile:
     __slots__ = (
         "_behind",
         "_homes",
-        "_own",
+        "_places",
         "_segments",
-        "_slots",
-        "_spills",
         "_syncing",
         "_unchecked",
         "base_bytes",
@@ -76,11 +75,9 @@ class DirtyFile:
         self.outdated_tokens: list[str] = []  # of layers that were given up; the bucket may have them all the same
         self.frozen = False  # layers[0] is being uploaded or parked and must not change
         self.parked = ParkedFile(number, staging)
-        self._slots: dict[int, int] = {}  # generation -> slot
+        self._places = Places(staging, number)
         self._syncing: trio.Lock | None = None
-        self._spills = 0  # how often a layer has left its slot
         self._segments: dict[int, Segments] = {}  # generation -> checksums of what is staged
-        self._own = OwnFiles(staging, number, lambda generation: self._segments.get(generation))
         self._unchecked: set[int] = set()  # generations that an earlier process staged, and nobody has read since
         self._homes: dict[int, int] = {}  # generation -> `home` of its journal row, where it has one
         self._behind: set[int] = set()  # generations of which the journal may have less than memory
@@ -97,9 +94,8 @@ class DirtyFile:
             self._segments[generation] = Segments(staged.segments)
             self._unchecked.add(generation)
             self.poison_reason = staged.reason or self.poison_reason
-            if staged.slot is not None:
-                self._slots[generation] = staged.slot
-            staging.staged_bytes += staged.layer.extents.total_bytes
+            self._places.recovered(generation, staged.slot)
+            staging.ledger.staged_bytes += staged.layer.extents.total_bytes
         # The oldest layer may be in the bucket already, unknown to the journal: what is written now must not join it.
         # A poisoned one was never sent, and what heals it must.
         self.frozen = bool(layers) and not layers[0].layer.poisoned
@@ -108,10 +104,10 @@ class DirtyFile:
     def check_lengths(self) -> None:
         """Notes in `damaged` what the staging files lack of what the journal says they hold."""
         for layer in self.layers:
-            fd, offset = self._place(layer.generation)
+            fd, offset = self._places.at(layer.generation)
             length = max(0, os.fstat(fd).st_size - offset)
             if length < layer.extents.end:
-                path = self.staging.path(self.number, layer.generation)
+                path = self._places.path(layer.generation)
                 self.damaged = f"staged data is damaged: {path} has {length} bytes of {layer.extents.end}"
 
     @property
@@ -123,14 +119,14 @@ class DirtyFile:
         """Reads every staged byte of the oldest layer, a block a step. Raises OSError(EIO), `damaged` says why."""
         generation = self.layers[0].generation
         for segment in list(self._segments[generation]):
-            if not segment.fits(self._pread(generation, segment.start, segment.stop)):
+            if not segment.fits(self._places.read(generation, segment.start, segment.stop)):
                 raise self._found(Damage(segment.start, segment.stop), generation)
             yield
         self.damaged = ""
         self._unchecked.discard(generation)
 
     def _found(self, damage: Damage, generation: int) -> OSError:
-        where = "the slab" if generation in self._slots else self.staging.path(self.number, generation)
+        where = "the slab" if self._places.slot(generation) is not None else self._places.path(generation)
         text = f"staged data is damaged: bytes {damage.start} to {damage.stop} in {where} are not what was written"
         if not self.damaged:
             log.error("inode %d: %s", self.number, text)
@@ -165,21 +161,15 @@ class DirtyFile:
         """Has a transaction that fails put back which layers there are. What one holds is for `_keep_layer`."""
         undo = self.staging.journal.undo
         if undo.is_on:
-            undo.attributes(self.staging, ("staged_bytes",))
+            undo.attributes(self.staging.ledger, ("staged_bytes",))
             undo.attributes(self, ("base_bytes", "damaged", "frozen"))
+            undo.call(self._places.keep())
             undo.call(partial(self._put_back, [copy(getattr(self, name)) for name in _CONTAINERS]))
             self.parked.keep(undo)
 
     def _put_back(self, containers: list[Any]) -> None:
-        taken = self._slots.items() - containers[_CONTAINERS.index("_slots")].items()
-        now = {layer.generation for layer in self.layers}
         for name, container in zip(_CONTAINERS, containers, strict=True):
             setattr(self, name, container)
-        for generation in now - {layer.generation for layer in self.layers}:
-            self._own.close_one(generation)
-            self.staging.drop_own(self.number, generation)
-        for _, slot in taken:
-            self.staging.give_slot(slot)
 
     def _keep_layer(self, layer: Layer) -> None:
         """Has a transaction that fails put back what a layer holds."""
@@ -201,7 +191,7 @@ class DirtyFile:
         layer = Layer(self.staging.new_generation(), Extents(), self.size, self.size)
         self.layers.append(layer)
         self.tokens.append(self.staging.new_token())
-        self._slots[layer.generation] = self.staging.take_slot()
+        self._places.new(layer.generation)
         self._segments[layer.generation] = Segments()
         return layer
 
@@ -216,20 +206,25 @@ class DirtyFile:
     def _write(self, layer: Layer, offset: int, data: bytes) -> None:
         generation = layer.generation
         stop = offset + len(data)
-        if stop > SLOT_BYTES and generation in self._slots:
+        if stop > SLOT_BYTES and self._places.slot(generation) is not None:
             self._spill(layer)
         journal, segments = self.staging.journal, self._segments[generation]
-        steps = segments.write(offset, data, partial(self._pread, generation))
-        if generation in self._slots and segments.has_synced(offset, stop):
+        steps = segments.write(offset, data, partial(self._places.read, generation))
+        if self._places.slot(generation) is not None and segments.has_synced(offset, stop):
             self._spill(layer)  # bytes that a power failure must not take are overwritten only where nobody else's were
         home = self._home(generation)
         if home is not None and any(step.overwrites for step in steps):
             journal.doubt_segments(self.number, generation, home, steps)
             segments.doubt(steps)
-        self._pwrite(generation, data, offset)
+        try:
+            self._places.write(generation, offset, data)
+        except OSError:
+            with suppress(OSError):
+                self._places.give_back(generation, layer.extents)
+            raise
         before, was_poisoned = layer.extents.total_bytes, layer.poisoned.overlaps(offset, stop)
         layer.write(offset, stop)
-        self.staging.staged_bytes += layer.extents.total_bytes - before
+        self.staging.ledger.staged_bytes += layer.extents.total_bytes - before
         for step in steps:
             segments.apply(step)
         try:
@@ -286,16 +281,6 @@ class DirtyFile:
         """What a user is told of poisoned bytes; "" where there are none."""
         return poison.text(self.layers, self.poison_reason)
 
-    def _pwrite(self, generation: int, data: bytes, offset: int) -> None:
-        fd, base = self._place(generation)
-        done = os.pwrite(fd, data, base + offset)
-        while done < len(data):
-            done += os.pwrite(fd, data[done:], base + offset + done)
-
-    def _pread(self, generation: int, start: int, stop: int) -> bytes:
-        fd, base = self._place(generation)
-        return os.pread(fd, stop - start, base + start)
-
     def truncate(self, size: int) -> None:
         """Cuts or grows the file. Raises OSError of the local disk; then it is as before."""
         with self.staging.journal.transaction():
@@ -306,11 +291,14 @@ class DirtyFile:
         self._keep()
         generation = layer.generation
         before, was_poisoned = layer.extents.total_bytes, bool(layer.poisoned)
-        if generation in self._slots and self._segments[generation].has_synced(size):
+        is_promised = self._segments[generation].has_synced(size)
+        if is_promised and self._places.slot(generation) is not None:
             self._spill(layer)  # as in `write`
-        cut = self._segments[generation].clip(size, partial(self._pread, generation))
+        cut = self._segments[generation].clip(size, partial(self._places.read, generation))
         layer.truncate(size)
-        self.staging.staged_bytes += layer.extents.total_bytes - before
+        self.staging.ledger.staged_bytes += layer.extents.total_bytes - before
+        if layer.extents.total_bytes < before:
+            self._was_cut(generation, is_promised=is_promised)
         home = self._home(generation)
         if home is None:
             self._put(layer)
@@ -319,10 +307,31 @@ class DirtyFile:
         if was_poisoned:
             self.staging.journal.heal(self.number, generation, size)
 
+    def _was_cut(self, generation: int, *, is_promised: bool) -> None:
+        """Has the disk take back what a layer no longer needs, or notes that it may.
+
+        What was promised to survive a power failure goes once the journal says on the disk that it is not needed. A
+        slot keeps its blocks for what is written next.
+        """
+        if is_promised or self._places.slot(generation) is not None:
+            self._note_surplus(generation, is_promised=is_promised)
+        else:
+            self.staging.journal.after_commit(partial(self.give_back, generation))
+
+    def _note_surplus(self, generation: int, *, is_promised: bool) -> None:
+        surplus = self.staging.surplus
+        surplus[self, generation] = is_promised or surplus.get((self, generation), False)
+
+    def give_back(self, generation: int) -> None:
+        """Has the disk take back what the place of a layer has beyond what is staged, as far as it does."""
+        for layer in self.layers:
+            if layer.generation == generation:
+                self._places.give_back(generation, layer.extents)
+
     def _staged(self, layer: Layer) -> StagedLayer:
         token = self.tokens[self.layers.index(layer)]
         generation = layer.generation
-        return StagedLayer(layer, token, self._slots.get(generation), list(self._segments[generation]))
+        return StagedLayer(layer, token, self._places.slot(generation), list(self._segments[generation]))
 
     def journal_again(self) -> None:
         """Records every layer in a journal that knows nothing of the file."""
@@ -338,40 +347,30 @@ class DirtyFile:
         Where bytes in it were synced they are in the new place, too, before others may take the slot (blocks).
         """
         generation = layer.generation
-        slot = self._slots.pop(generation)
+        fd, slot = self._places.leave_slot(generation, layer.extents)
+        home = self._homes.get(generation)
         try:
-            fd, base = self._place(generation)
-            for start, stop in layer.extents:
-                data = os.pread(self.staging.slab, stop - start, slot * SLOT_BYTES + start)
-                if os.pwrite(fd, data, base + start) != len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.staging.path(self.number, generation))
             is_synced = self._segments[generation].has_synced(0)
             if is_synced:
                 sync_files([os.dup(fd)])
                 sync_names(self.staging.directory)
-            home = self._homes.get(generation)
             if home is not None:
                 self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
         except BaseException:
-            self._slots[generation] = slot
-            self._own.close_one(generation)
-            self.staging.drop_own(self.number, generation)
+            self._places.back_to_slot(generation, slot)
             raise
-        self._spills += 1
         self.staging.journal.undo.call(partial(self._unspill, generation, slot, home))
         self.staging.journal.after_commit(partial(self._leave_slot, slot, is_synced))
 
     def _unspill(self, generation: int, slot: int, home: int | None) -> None:
-        self._slots[generation] = slot
         if home is not None:
             self._homes[generation] = home
-        self._own.close_one(generation)
-        self.staging.drop_own(self.number, generation)
+        self._places.back_to_slot(generation, slot)
 
     def _leave_slot(self, slot: int, is_synced: bool) -> None:
         if is_synced:
             self.staging.journal.sync()
-        self.staging.give_slot(slot)
+        self.staging.slab.give(slot)
 
     def pieces(self, start: int, stop: int, layers: int | None = None) -> list[Piece]:
         """Where bytes [start, stop) are: `Piece.source` is an index of `layers`, BASE or HOLE."""
@@ -385,7 +384,7 @@ class DirtyFile:
             raise OSError(errno.EIO, self.poisoned_text())
         generation = self.layers[piece.source].generation
         try:
-            return self._segments[generation].read(piece.start, piece.stop, partial(self._pread, generation))
+            return self._segments[generation].read(piece.start, piece.stop, partial(self._places.read, generation))
         except Damage as damage:
             raise self._found(damage, generation) from None
 
@@ -440,27 +439,10 @@ class DirtyFile:
         self._behind.discard(layer.generation)
         self._unchecked.discard(layer.generation)
         self._segments.pop(layer.generation, None)
-        self.staging.staged_bytes -= layer.extents.total_bytes
-        slot = self._slots.pop(layer.generation, None)
-        self.staging.journal.after_commit(partial(self._free, layer.generation, slot))
-
-    def _free(self, generation: int, slot: int | None) -> None:
-        """Gives back the place of bytes that nothing names any more."""
-        if slot is not None:
-            self.staging.give_slot(slot)
-            return
-        self._own.close_one(generation)
-        self.staging.drop_own(self.number, generation)
-
-    def _place(self, generation: int) -> tuple[int, int]:
-        """The descriptor and the offset in it where the layer's bytes begin."""
-        slot = self._slots.get(generation)
-        if slot is not None:
-            return self.staging.slab, slot * SLOT_BYTES
-        own = self.staging.own_place(self.number, generation)
-        if own is not None:
-            return own
-        return self._own.descriptor(generation), 0
+        self.staging.ledger.staged_bytes -= layer.extents.total_bytes
+        self.staging.ledger.left()
+        self.staging.surplus.pop((self, layer.generation), None)
+        self.staging.journal.after_commit(self._places.drop(layer.generation))
 
     async def sync(self) -> None:
         """Returns when every byte staged before is on the disk and marked so in the journal.
@@ -480,15 +462,15 @@ class DirtyFile:
 
     async def _sync_files(self) -> None:
         while True:
-            moved = self._spills
+            moves = self._places.moves
             # Of their own: the file may be written, uploaded and closed meanwhile.
-            descriptors = [os.dup(self._place(layer.generation)[0]) for layer in self.layers if layer.extents.end]
+            descriptors = [os.dup(self._places.at(layer.generation)[0]) for layer in self.layers if layer.extents.end]
             await trio.to_thread.run_sync(sync_files, descriptors)
-            if len(self._slots) < len(self.layers):
+            if not self._places.are_slots:
                 await trio.to_thread.run_sync(sync_names, self.staging.directory)
-            if moved == self._spills:  # else bytes have gone to a file that was not there to be synced
+            if moves == self._places.moves:  # else bytes have gone to a file that was not there to be synced
                 return
 
     def close(self) -> None:
         """Closes the file's own staging files until they are needed again."""
-        self._own.close()
+        self._places.close()

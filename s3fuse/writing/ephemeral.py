@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s3fuse.journal.undo import Undo
+from s3fuse.staging.sparse import punch
 from s3fuse.writing.database import connect
 from s3fuse.writing.journal import Journal
-from s3fuse.writing.room import KEEP_SIZE, PUNCH_HOLE, fallocate
 from s3fuse.writing.staging import Staging
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from s3fuse.writing.footprint import Footprint
     from s3fuse.writing.rows import StagedLayer
 
 #: Each layer with more than a slot has a region of one sparse file in memory; a file has at most 5 TiB.
@@ -87,8 +88,16 @@ class MemoryStaging(Staging):
         region = self._regions.pop((number, generation), None)
         if region is None:
             return
-        fallocate(self._large, KEEP_SIZE | PUNCH_HOLE, region << REGION_BITS, 1 << REGION_BITS)
+        punch(self._large, [(region << REGION_BITS, (region + 1) << REGION_BITS)])
         self._free_regions.append(region)
+
+    def cut_own(self, number: int, generation: int, stop: int, footprint: Footprint) -> bool:
+        first, last = footprint.beyond(stop)
+        return first == last or self.punch_own(number, generation, [(first, last)])
+
+    def punch_own(self, number: int, generation: int, ranges: list[tuple[int, int]]) -> bool:
+        fd, base = self.own_place(number, generation)
+        return punch(fd, [(base + start, base + stop) for start, stop in ranges])
 
     def close(self) -> None:
         super().close()

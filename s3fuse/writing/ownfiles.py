@@ -6,23 +6,20 @@ import errno
 import os
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+from s3fuse.staging.sparse import make_anew
 
-    from s3fuse.writing.checks import Segment
+if TYPE_CHECKING:
     from s3fuse.writing.staging import Staging
 
 
 class OwnFiles:
     """Descriptors by generation. They may be closed at any time between awaits, and are opened again when needed."""
 
-    __slots__ = ("_descriptors", "_number", "_segments", "_staging")
+    __slots__ = ("_descriptors", "_number", "_staging")
 
-    def __init__(self, staging: Staging, number: int, segments: Callable[[int], Iterable[Segment] | None]) -> None:
-        """`segments` says what is staged of a generation, None for one that is gone."""
+    def __init__(self, staging: Staging, number: int) -> None:
         self._staging = staging
         self._number = number
-        self._segments = segments
         self._descriptors: dict[int, int] = {}
 
     def descriptor(self, generation: int) -> int:
@@ -62,14 +59,8 @@ class OwnFiles:
         """Puts open staging files back that were removed; gives their names."""
         mended = []
         for generation, descriptor in self._descriptors.items():
-            segments = self._segments(generation)
-            if os.fstat(descriptor).st_nlink or segments is None:
-                continue
-            path = self._staging.path(self._number, generation)
-            new = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            for start, stop, *_ in segments:
-                os.pwrite(new, os.pread(descriptor, stop - start, start), start)
-            os.dup2(new, descriptor, inheritable=False)
-            os.close(new)
-            mended.append(os.path.basename(path))
+            if not os.fstat(descriptor).st_nlink:
+                path = self._staging.path(self._number, generation)
+                make_anew(descriptor, path)
+                mended.append(os.path.basename(path))
         return mended

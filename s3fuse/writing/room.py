@@ -8,11 +8,11 @@ what is free there counts.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 from typing import TYPE_CHECKING
 
+from s3fuse.staging.sparse import KEEP_SIZE, fallocate
 from s3fuse.writing import wal
 
 if TYPE_CHECKING:
@@ -27,16 +27,6 @@ LEAST_BYTES = 2 << 20
 ROW_BYTES = 2 << 10
 #: Enough for the index of 128 MiB of log.
 INDEX_BYTES = 256 << 10
-KEEP_SIZE, PUNCH_HOLE = 0x01, 0x02  # FALLOC_FL_...
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def fallocate(descriptor: int, mode: int, start: int, length: int) -> None:
-    """fallocate(2), which `os` has without its modes. Raises OSError."""
-    if _libc.fallocate(descriptor, mode, ctypes.c_int64(start), ctypes.c_int64(length)):
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code))
 
 
 def full(directory: Path) -> OSError:

@@ -6,6 +6,7 @@ while they are sent, so memory is bounded by `CHUNK_BYTES` for each part in flig
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -17,6 +18,7 @@ from s3fuse.writing.plan import CopyPart, Limits, Multipart, SendPart, SinglePut
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from s3fuse.store.base import Body, Buffer, ObjectInfo, Store
     from s3fuse.writing.dirty import DirtyFile
@@ -46,6 +48,10 @@ class Version:
         """The oldest layer of `data` on its base. The caller has frozen it."""
         size = data.layers[0].size_bytes
         return cls(data, base, size, data.pieces(0, size, layers=1), read_base)
+
+    def sending(self, size_bytes: int) -> AbstractContextManager[None]:
+        """The block brings so much of it to the bucket: whoever waits for room sees that as progress."""
+        return nullcontext() if self.data is None else self.data.staging.ledger.sending(size_bytes)
 
 
 @dataclass(frozen=True)
@@ -123,9 +129,10 @@ async def upload(store: Store, uploads: Uploads, version: Version, target: Targe
     body: Body = Range(store, version, 0, version.size_bytes)
     if in_memory:
         body = Bytes(b"".join([bytes(chunk) async for chunk in body.chunks()]))
-    return await store.put(
-        target.key, body, metadata=target.metadata, headers=target.headers, condition=target.condition
-    )
+    with version.sending(version.size_bytes):
+        return await store.put(
+            target.key, body, metadata=target.metadata, headers=target.headers, condition=target.condition
+        )
 
 
 async def send_parts(store: Store, uploads: Uploads, version: Version, target: Target, plan: Multipart) -> str:
@@ -168,12 +175,14 @@ async def _send(
             shift = part.parked.shift if part.parked is not None else 0
             start, stop = part.start - shift, part.stop - shift
             async with uploads.copying:
-                done = await store.multipart_copy(
-                    key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
-                )
+                with version.sending(stop - start):
+                    done = await store.multipart_copy(
+                        key, upload_id, number, source=source.key, source_etag=source.etag, start=start, stop=stop
+                    )
         else:
             body = Range(store, version, part.start, part.stop)
-            done = await store.multipart_put(key, upload_id, number, body)
+            with version.sending(body.size_bytes):
+                done = await store.multipart_put(key, upload_id, number, body)
             sent(body.local_bytes)
         parts.append(done)
     finally:

@@ -218,7 +218,9 @@ class Rig:
         assert self.journal.layers() == {}
         assert self.staged() == {"slab"}
         assert core.staging.staged_bytes == 0
-        assert sorted(core.staging._free) == list(range(core.staging._slots))
+        assert core.staging.slab.used == 0
+        assert core.staging.ledger.held_bytes == core.staging.ledger.idle_bytes
+        assert not core.staging.surplus
         assert core.inodes.displaced == {}
         assert not +core.inodes.displaced._below
         assert not core.changes.in_flight

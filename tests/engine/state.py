@@ -34,7 +34,7 @@ def _data(data: DirtyFile | None) -> Any:
         return None  # an empty one is the same as none
     layers = [(layer.generation, list(layer.extents), layer.below_bytes, layer.size_bytes) for layer in data.layers]
     segments = {generation: list(found) for generation, found in data._segments.items()}
-    places = (dict(data._slots), dict(data._homes), sorted(data._unchecked))
+    places = (dict(data._places._slots), dict(data._homes), sorted(data._unchecked))
     return layers, segments, places, list(data.tokens), data.base_bytes, data.frozen
 
 
@@ -62,7 +62,7 @@ def _queue(changes: Changes) -> set[int]:
 
 def memory(rig: Rig) -> dict[str, Any]:
     core = rig.core
-    displaced, staging = core.inodes.displaced, core.staging
+    displaced, staging, ledger = core.inodes.displaced, core.staging, core.staging.ledger
     return {
         "inodes": {number: _inode(inode) for number, inode in core.inodes.table.items()},
         "displaced": _numbers(displaced),
@@ -73,7 +73,7 @@ def memory(rig: Rig) -> dict[str, Any]:
         "queue": _queue(core.changes),
         "steps": dict(core.known.steps),
         "handles": {number: handle.inode.number for number, handle in rig.files.handles.items()},
-        "staged": (staging.staged_bytes, sorted(staging._free), staging._slots, rig.staged()),
+        "staged": (staging.staged_bytes, ledger.held_bytes - ledger.idle_bytes, staging.slab.used, rig.staged()),
     }
 
 

@@ -141,7 +141,7 @@ async def test_bytes_that_move_while_they_are_synced(
     rig = await local(bench)
     handle = await rig.create("file")
     await rig.files.write(handle, 0, b"body")
-    real = rig.core.staging.slab
+    real = rig.core.staging.slab.descriptor
     synced = False
 
     def late(descriptor: int, sync: Callable[[int], None] = os.fdatasync) -> None:

@@ -111,7 +111,7 @@ def test_growing_beyond_the_slot_moves_to_a_file(place: Place, first: int) -> No
     assert place.names() == {"slab", own_file(place.staging.directory).name}
     expected = (bytes(first) + b"abc").ljust(SLOT_BYTES - 1, b"\0")[: SLOT_BYTES - 1] + b"de"
     assert content(data) == expected
-    assert place.staging._free == [0]
+    assert place.staging.slab.used == 0
     [again] = place.restart(NUMBER)
     assert content(again) == expected
     again.close()
@@ -143,7 +143,7 @@ def test_reused_slot_shows_nothing_of_the_file_before(place: Place) -> None:
     data = place.file(6)
     data.write(100, b"x")
     data.truncate(300)
-    assert list(data._slots.values()) == [0]
+    assert list(data._places._slots.values()) == [0]
     assert content(data) == bytes(100) + b"x" + bytes(199)
     data.write(SLOT_BYTES + 1, b"y")  # the spill takes only what was written
     assert content(data) == bytes(100) + b"x" + bytes(SLOT_BYTES - 100) + b"y"
