@@ -107,12 +107,11 @@ class Bases:
         data, before = inode.data, inode.remote
         assert data is not None
         self.inodes.keep(inode)
-        self.changes.undo.attributes(data, ("base_bytes",))
         if before is not None:
             self.inodes.displaced.settle(before.key, inode)
         if base is not None:
             self.changes.journal.drop_temporary(base.key)  # from now on the inode's own row names it
         inode.remote, inode.doubtful = base, False
         self.inodes.displaced.add(inode)
-        data.base_bytes = base.size_bytes if base is not None else 0
+        data.set_base(base.size_bytes if base is not None else 0)
         inode.era += 1

@@ -144,7 +144,7 @@ class Conflicts:
                 self.changes.orphan(before)
             adopt(self.changes, inode, info)
             if inode.data is not None:
-                inode.data.base_bytes = info.size_bytes
+                inode.data.set_base(info.size_bytes)
         self.changes.queue(inode)
 
     async def _object_changed(self, inode: Inode, key: str, info: ObjectInfo | None) -> None:
@@ -199,8 +199,7 @@ class Conflicts:
             self.inodes.displaced.settle(inode.remote.key, inode)
             inode.remote = None
             if inode.data is not None:
-                self.changes.undo.attributes(inode.data, ("base_bytes",))
-                inode.data.base_bytes = 0
+                inode.data.set_base(0)
 
     def _again(self, inode: Inode) -> None:
         self.changes.record(inode)

@@ -392,6 +392,11 @@ class DirtyFile:
         """Fixes the oldest layer for an upload."""
         self.frozen = True
 
+    def set_base(self, size: int) -> None:
+        """Another object of so many bytes is below the layers. Call inside a journal transaction."""
+        self._keep()
+        self.base_bytes = size
+
     def commit(self, size: int) -> None:
         """The frozen layer is in the bucket as `size` bytes: it becomes the base. Call inside a journal transaction."""
         self._keep()
