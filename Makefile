@@ -15,6 +15,7 @@ KILLS ?= 100
 RESTARTS ?= 20
 SEED ?= 1
 LAG ?= 0
+SERVER ?= minio
 
 MINIO_VERSION := v0.0.0-20260212201848-7aac2a2c5b7c
 MC_VERSION := v0.0.0-20250313080218-cf909e1063a9
@@ -44,7 +45,7 @@ define install
 	fi
 endef
 
-.PHONY: help setup packages demo-packages demo demo-stop test crash kills limits soak check bench bench-report clean
+.PHONY: help setup packages demo-packages demo demo-stop test crash kills limits nodes soak check bench bench-report clean
 
 help:
 	@echo "make setup      everything for work on s3fuse: packages, .venv, MinIO's server, fsx"
@@ -53,7 +54,8 @@ help:
 	echo "make test       all tests"
 	echo "make crash      kills of the daemon under load, KILLS=$(KILLS) of them, SEED=$(SEED)"
 	echo "make limits     4 GiB through a dirty budget of 64 MiB and a cache of 200 MiB"
-	echo "make soak       mixed load for MINUTES=$(MINUTES) through a proxy that fails a tenth of all requests"
+	echo "make nodes      three nodes on one bucket for MINUTES=$(MINUTES), judged by a checker, SERVER=minio or seaweedfs"
+	echo "make soak       20,000 attacks of a hostile server, then mixed load for MINUTES=$(MINUTES) through a faulty proxy"
 	echo "make check      ruff, mypy, import order"
 	echo "make clean      removes what make made in this directory"
 
@@ -180,6 +182,9 @@ kills: setup
 
 limits: setup
 	@S3FUSE_TEST_LIMIT_BYTES=$$((4 << 30)) .venv/bin/pytest -q tests/fuse/test_limits.py -k minio
+
+nodes: setup
+	@PYTHONPATH="$(CURDIR)" .venv/bin/python -m tests.nodes --minutes "$(MINUTES)" --server "$(SERVER)"
 
 soak: setup
 	@S3FUSE_TEST_EXAMPLES=20000 .venv/bin/pytest -q tests/engine/test_fuzz.py

@@ -1,0 +1,1 @@
+"""Several nodes on one bucket: a random load whose history a checker judges."""
