@@ -21,7 +21,7 @@ import trio
 from s3fuse import attrs, credentials, kernel, starting, waits
 from s3fuse.answers import Answers
 from s3fuse.cachedir import disk_tier, reserve_bytes
-from s3fuse.coherence.renewal import Renewal, identity
+from s3fuse.coherence.renewal import Renewal
 from s3fuse.ending import Ending
 from s3fuse.errors import ExitCode
 from s3fuse.fuse.adapter import Adapter
@@ -89,13 +89,8 @@ async def _serve(config: MountConfig, keeping: Keeping) -> ExitCode | None:
         try:
             gc.disable()  # it would look at all inodes again and again while they are made
             session = await starting.session(config, keeping, store, journal, where.endpoint)
-            lease = Renewal(
-                store,
-                config.prefix,
-                identity(None if config.ephemeral else journal.directory),
-                config.mountpoint,
-                read_only=config.read_only,
-            )
+            cache = None if config.ephemeral else journal.directory
+            lease = Renewal(store, config.prefix, cache, config.mountpoint, read_only=config.read_only)
             if not keeping.is_successor:
                 await lease.begin()
             async with trio.open_nursery() as nursery:

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -35,7 +36,7 @@ END_S = 5.0
 
 
 def identity(directory: Path | None) -> str:
-    """The name of the lease of whoever mounts with this cache directory: the next mount goes on with it.
+    """The name of the lease of whoever mounts with this cache directory; after a crash the next mount goes on with it.
 
     A new one where there is no directory, or its file is missing or cannot be read or written.
     """
@@ -63,6 +64,13 @@ def read_identity(directory: Path) -> str | None:
     return _of_this_host(text) if len(text) == 32 and text.isalnum() else None
 
 
+def forget_identity(directory: Path | None) -> None:
+    """The lease is gone: where there is a name, there may be a lease."""
+    if directory is not None:
+        with suppress(OSError):
+            (directory / FILE).unlink(missing_ok=True)
+
+
 def _of_this_host(text: str) -> str:
     """Another name on each host: a machine that was copied with its disk does not take the other one for itself."""
     return hashlib.sha256(f"{text} {socket.gethostname()}".encode()).hexdigest()[:32]
@@ -74,14 +82,18 @@ class Renewal:
     A failed renewal is no failure of the mount: it is told in `status` and tried again.
     """
 
-    def __init__(self, store: Store, prefix: str, name: str, mountpoint: Path, *, read_only: bool) -> None:
-        self.key = None if read_only else leases.lease_key(prefix, name)
+    def __init__(self, store: Store, prefix: str, directory: Path | None, mountpoint: Path, *, read_only: bool) -> None:
+        """`directory` is the cache directory of the mount, None where it has none."""
+        self.key = None if read_only else leases.lease_key(prefix, identity(directory))
         self.problem = "a read-only mount has none" if read_only else ""
         self._store = store
         self._prefix = prefix
+        self._directory = directory
         self._mountpoint = str(mountpoint)
         self._pause_s = 0.0
         self._written = False
+        #: One request about the lease at a time: a renewal must not come after its end.
+        self._asking = trio.Lock()
 
     async def begin(self) -> None:
         """Writes the lease, before there is a mount. Raises UserError while somebody deletes what is there."""
@@ -120,14 +132,20 @@ class Renewal:
         if self.key is None or not self._store.health.up:
             return
         with trio.move_on_after(END_S, shield=True):
-            try:
-                await leases.remove(self._store, [self.key])
-            except StoreError as error:
-                log.info("the lease %s stays until it expires: %s", self.key, error)
+            async with self._asking:
+                key, self.key = self.key, None
+                try:
+                    await leases.remove(self._store, [key])
+                    forget_identity(self._directory)
+                except StoreError as error:
+                    log.info("the lease %s stays until it expires: %s", key, error)
 
     async def _renew(self) -> int:
-        assert self.key is not None
-        now_ns = await leases.write(self._store, self.key, socket.gethostname(), self._mountpoint)
+        """Gives the server's time (ns), 0 where the lease has ended."""
+        async with self._asking:
+            if self.key is None:
+                return 0
+            now_ns = await leases.write(self._store, self.key, socket.gethostname(), self._mountpoint)
         self._written, self.problem, self._pause_s = True, "", leases.RENEW_S
         return now_ns
 

@@ -202,6 +202,8 @@ class Driver:
         definition = volume.definition
         if removal is not None:
             await self._purges.run(definition, removal)
+        else:
+            await self._purges.clean_up(volume)
         if not definition.ephemeral and volume.cache_directory.is_dir():
             try:
                 await process.run("cache", "clean", str(volume.cache_directory))

@@ -20,7 +20,7 @@ class Job:
     """What is to be done about the data of a volume.
 
     `do`: "own" puts the owner's mark, "look" asks whether the data could be purged, "purge" deletes it, "disown" takes
-    only the mark away. `own` are keys of leases that are the volume's own. Either `not_after_ns` is the time of the
+    only the mark and the volume's leases away. `own` are the keys of those. Either `not_after_ns` is the time of the
     removal by the server's clock, or `removed_ns` by this host's CLOCK_BOOTTIME.
     """
 

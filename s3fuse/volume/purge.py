@@ -78,7 +78,7 @@ async def _done(store: S3Store, config: MountConfig, job: Job) -> dict[str, Any]
     if job.do == "look":
         return {"now_ns": await look(store, prefix, job)}
     if job.do == "disown":
-        await leases.remove(store, [ownership.mark_key(prefix, job.volume)])
+        await leases.remove(store, [ownership.mark_key(prefix, job.volume), *job.own])
         return {}
     try:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -102,7 +103,7 @@ class Purges:
         own = await trio.to_thread.run_sync(_own_leases, volume)
         if (other := self._other(definition)) is not None:
             _tell_of_other(definition, other)
-            return Removal.now(keep=True)
+            return Removal.now(keep=True, leases=own)
         found: dict[str, Any] = {}
         with trio.move_on_after(ASK_S):
             try:
@@ -131,6 +132,15 @@ class Purges:
         self.waiting.discard(definition.name)
         log.info("the data of the removed volume %s, %s, %s", definition.name, definition.place, done)
 
+    async def clean_up(self, volume: VolumeMount) -> None:
+        """Takes away what mounts of a removed volume without purge, that died, left of leases: else they expire."""
+        if not (own := await trio.to_thread.run_sync(_own_leases, volume)):
+            return
+        try:
+            await self._job(volume.definition, do="disown", own=own)
+        except UserError as error:
+            log.info("volume %s: its lease stays until it expires: %s", volume.definition.name, error)
+
     async def _once(self, definition: Definition, removal: Removal) -> str:
         """What became of the data. Raises UserError where it is to be tried again."""
         if not removal.keep:
@@ -141,7 +151,7 @@ class Purges:
                 raise UserError(f"volume {self._making.name} is being made there")
             if (other := self._other(definition)) is not None:
                 _tell_of_other(definition, other)
-                removal = Removal(keep=True)
+                removal = replace(removal, keep=True)
         self._running[definition.name] = definition
         try:
             if not removal.keep:
@@ -153,8 +163,7 @@ class Purges:
                     definition.name,
                     found["in_use"],
                 )
-            if not definition.purge_all:
-                await self._job(definition, do="disown")
+            await self._job(definition, do="disown", own=removal.leases)
         finally:
             del self._running[definition.name]
         return "stays"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,7 +19,6 @@ from s3fuse.store.memory import MINIO, SEAWEEDFS, MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from s3fuse.store.base import Page
 
@@ -49,9 +50,10 @@ class Server(MemoryStore):
 
 
 def lease(store: Server, prefix: str, name: str = "a" * 32, *, read_only: bool = False) -> Renewal:
-    from pathlib import Path
-
-    return Renewal(store, prefix, name, Path("/mnt/x"), read_only=read_only)
+    made = Renewal(store, prefix, None, Path("/mnt/x"), read_only=read_only)
+    if not read_only:
+        made.key = leases.lease_key(prefix, name)
+    return made
 
 
 async def uses(store: Server, prefix: str, own: Sequence[str] = ()) -> list[str]:
@@ -232,6 +234,40 @@ async def test_a_server_that_hangs_keeps_no_mount_waiting(autojump_clock: trio.t
     await one.begin()
     assert trio.current_time() - began <= renewal.BEGIN_S
     assert "did not answer" in one.problem
+
+
+async def test_a_renewal_under_way_does_not_outlive_the_end(autojump_clock: trio.testing.MockClock) -> None:
+    store = Server()
+    one = lease(store, "a/")
+    put, sent = store.put, trio.Event()
+
+    async def slow(key: str, body: Bytes, **more: object) -> str:
+        sent.set()
+        await trio.sleep(1)
+        return await put(key, body, **more)
+
+    store.put = slow  # type: ignore[method-assign, assignment]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.run)
+        await sent.wait()
+        await one.end()
+    assert await store.keys() == set()
+
+
+async def test_a_cache_directory_has_a_name_as_long_as_there_may_be_a_lease(tmp_path: Path) -> None:
+    store = Server()
+    one = Renewal(store, "a/", tmp_path, Path("/mnt/x"), read_only=False)
+    await one.begin()
+    assert one.key == leases.lease_key("a/", read_identity(tmp_path) or "")
+    again = Renewal(store, "a/", tmp_path, Path("/mnt/x"), read_only=False)  # after a crash
+    assert again.key == one.key
+    store.health.up = False
+    await again.end()
+    assert read_identity(tmp_path) is not None
+    store.health.up = True
+    await again.end()
+    assert os.listdir(tmp_path) == []
+    assert await store.keys() == set()
 
 
 def test_a_cache_directory_keeps_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
