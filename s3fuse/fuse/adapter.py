@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import time
 from typing import TYPE_CHECKING, cast
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
     from s3fuse.namespace.inodes import Inode
     from s3fuse.vfs.core import Core
+
+log = logging.getLogger(__name__)
 
 BLOCK_BYTES = 4096
 
@@ -220,9 +223,12 @@ class Adapter(pyfuse3.Operations):
     def forgotten(self, counts: Sequence[tuple[int, int]]) -> None:
         """The kernel has dropped so many references to each inode."""
         inodes = [inode for number, _ in counts if (inode := self.inodes.table.get(number)) and inode.known]
-        for number, count in counts:
-            self.inodes.forget(number, count)
-        self.known.all_counted(inodes)
+        try:
+            for number, count in counts:
+                self.inodes.forget(number, count)
+            self.known.all_counted(inodes)
+        except Exception:  # it has no answer: what went wrong may cost memory, not the mount
+            log.exception("what the kernel has forgotten is kept")
 
     # -- directories
 

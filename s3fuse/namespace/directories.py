@@ -3,17 +3,13 @@
 An answer of the store is good for `ttl_s` from when it was asked for. Until then nothing is asked again; after it,
 a name is asked for alone or with its whole directory, whichever has cost less so far: single names are asked until
 they have cost as many requests as a listing would, then the directory is listed, first one page, then four times as
-many each time it turns out to be larger. A listing that took longer than the TTL cannot be as fresh as the TTL asks
-for; it is good for a few times as long as it took, else walking a large directory would be listing it for ever.
-`merge` turns the answers into inodes.
+many each time it turns out to be larger (`pages`). `merge` turns the answers into inodes.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +19,7 @@ from s3fuse import keys, waits
 from s3fuse.errors import BadResponse, NeedsCredentials, NotFound, StoreError, Unavailable
 from s3fuse.namespace.inodes import Inode, Listing
 from s3fuse.namespace.merge import Merge
-from s3fuse.store.walk import Walk
+from s3fuse.namespace.pages import Pages
 from s3fuse.writing.upload import first_failure
 
 if TYPE_CHECKING:
@@ -31,32 +27,18 @@ if TYPE_CHECKING:
 
     from s3fuse import attrs
     from s3fuse.namespace.inodes import Inodes
-    from s3fuse.store.base import Page, Store
+    from s3fuse.store.base import Store
 
 log = logging.getLogger(__name__)
 
 #: A directory of up to this many pages is listed again as a whole when its listing is no longer fresh.
 SMALL_PAGES = 2
-#: A listing that took longer than this and the TTL is good for so many times as long as it took.
-SLOW_S = 1.0
-WORTH = 5
 #: How long a question about an inode that is known may take, and how long what was known is good without an answer.
 PATIENCE_S = 5.0
 #: The root is always there, and df looks at it before it asks for free space.
 ROOT_PATIENCE_S = 0.5
 GRACE_S = 5.0
 SWEEP_S = 1.0
-
-
-class _Loading:
-    """A listing under way. `error` is set before `done` where it failed; cut short it is `done` and not `complete`."""
-
-    __slots__ = ("complete", "done", "error")
-
-    def __init__(self) -> None:
-        self.done = trio.Event()
-        self.complete = False
-        self.error: StoreError | None = None
 
 
 class Directories:
@@ -69,13 +51,12 @@ class Directories:
         self.store = store
         self.lists_metadata = lists_metadata
         self._merge = Merge(inodes, defaults, ttl_s)
+        self._pages = Pages(inodes, store, self._merge)
         self.defaults = defaults
         self.ttl_s = ttl_s
-        self.hidden: Counter[str] = Counter()  # directory key -> names that cannot be shown
-        self.unreadable: Counter[str] = Counter()  # directory key -> entries that the server lists with errors
+        self.hidden, self.unreadable = self._pages.hidden, self._pages.unreadable
         self._away_until = 0.0  # the server did not answer: until then it is not asked about what is known
         self._believed: dict[Inode | Listing, bool] = {}  # what is used without an answer, and whether it was outdated
-        self._loaded: dict[int, _Loading] = {}
         store.health.on_recovery(self._ask_again)
 
     # -- what callers ask
@@ -87,7 +68,7 @@ class Directories:
             listing = directory.folder()
             now = time.monotonic()
             known_absent = listing.complete and now < listing.valid_until and name not in directory.children
-            if not known_absent and listing.absent.get(name, 0.0) <= now:
+            if not known_absent and listing.absent.get(name, float("-inf")) + self.ttl_s <= now:
                 await self._ask(directory.children.get(name) or listing, partial(self._find, directory, name))
             child = directory.children.get(name)
             if child is None and name in listing.unreadable:  # not absent: nothing may be made in its place
@@ -168,7 +149,7 @@ class Directories:
         """How long the kernel may believe that there is no such name, after `lookup` said so."""
         listing = directory.folder()
         try:
-            until = listing.absent.get(name.decode(), 0.0)
+            until = listing.absent.get(name.decode(), float("-inf")) + self.ttl_s
         except UnicodeDecodeError:
             return self.ttl_s
         if listing.complete:
@@ -192,7 +173,7 @@ class Directories:
             await self._ask(listing, partial(self._load, directory))
 
     async def _load(self, directory: Inode) -> None:
-        while not await self._list(directory, pages=None) and not directory.folder().complete:
+        while not await self._pages.list(directory, pages=None) and not directory.folder().complete:
             pass  # somebody else's listing was of a few pages only
 
     def unseen(self, directory: Inode) -> int:
@@ -245,11 +226,10 @@ class Directories:
         marker = next((info for info in page.objects if info.key == key), None)
         if marker is not None:
             self._merge.marker(inode, marker, started)
-        elif not page.is_empty or inode.children or not self._merge.believable(inode, started):
-            inode.learned(None)
-            inode.valid_until = started + self.ttl_s
-        else:
-            self._merge.vanish(inode)
+            return
+        is_there = not page.is_empty or bool(inode.children) or not self._merge.believable(inode, started)
+        if is_there or not self._merge.vanish(inode, started):
+            self._merge.has_no_marker(inode, started)
 
     async def _learn_by_head(self, inode: Inode) -> None:
         started = time.monotonic()
@@ -258,10 +238,9 @@ class Directories:
             info = await self.store.head(key)
         except NotFound:
             if inode.is_directory:
-                inode.learned(None)
-                inode.valid_until = started + self.ttl_s
-            elif self._merge.believable(inode, started):
-                self._merge.vanish(inode)
+                self._merge.has_no_marker(inode, started)
+            elif inode.parent is not None and inode.linked:
+                self._merge.absent(inode.parent, inode.name, started)
             return
         if inode.is_directory:
             self._merge.marker(inode, info, started)
@@ -270,20 +249,7 @@ class Directories:
 
     async def tree(self, directory: Inode) -> int:
         """Makes every object below a directory known; gives how many keys there cannot be shown."""
-        prefix = self.inodes.key(directory)
-        token: str | None = None
-        hidden = 0
-        started = time.monotonic()
-        walk = Walk()
-        while True:
-            with waits.interruptible():
-                page = await self.store.list_page(prefix, delimiter="", token=token)
-            for info in page.objects:
-                hidden += not self._merge.below(directory, info.key[len(prefix) :], info, started)
-            hidden += len(page.unreadable)
-            token = walk.follow(page)
-            if token is None:
-                return hidden
+        return await self._pages.tree(directory)
 
     async def sweep(self) -> None:
         """Frees inodes that nothing refers to, until cancelled; while the server is away all that is known is kept."""
@@ -305,9 +271,11 @@ class Directories:
         known = directory.children.get(name)
         whole = listing.complete and listing.pages <= SMALL_PAGES
         if whole or listing.probes >= listing.pages:
-            await self._list(directory, pages=None if whole else listing.pages)
+            began = time.monotonic()
+            await self._pages.list(directory, pages=None if whole else listing.pages)
             # It may have been of other pages, or what it showed was freed before this task ran again.
-            if not listing.complete and name not in listing.absent and self._fresh(directory, name) is None:
+            is_told = listing.complete or listing.absent.get(name, float("-inf")) >= began
+            if not is_told and self._fresh(directory, name) is None:
                 await self._probe(directory, name)
         elif known is not None and not known.is_directory:
             listing.probes += 1
@@ -322,10 +290,10 @@ class Directories:
         key = keys.join(self.inodes.key(directory), name)
         page = await self.store.list_page(key, limit=8)
         is_prefix = key + "/" in page.prefixes
-        if not is_prefix and page.next_token is not None and self._last(page) < key + "/":
+        if not is_prefix and page.may_go_on_before(key + "/"):
             below = await self.store.list_page(key + "/", limit=1)
             is_prefix = not below.is_empty
-        if is_prefix and await self._is_ghost(directory, key + "/"):
+        if is_prefix and await self._pages.is_ghost(directory, key + "/"):
             if name in directory.children:
                 return
             is_prefix = False
@@ -340,101 +308,3 @@ class Directories:
         else:
             self._merge.absent(directory, name, started)
         directory.folder().unreadable.discard(name)
-
-    async def _is_ghost(self, directory: Inode, key: str) -> bool:
-        """Whether a prefix is none: MinIO shows an object that is being written or deleted as one for a moment.
-
-        Only where a file is known, or was until lately, is there reason to ask.
-        """
-        child = directory.children.get(key[len(self.inodes.key(directory)) : -1])
-        if (child is None or child.is_directory) and not self.inodes.was_file(key[:-1]):
-            return False
-        below = await self.store.list_page(key, limit=1)
-        return below.is_empty
-
-    @staticmethod
-    def _last(page: Page) -> str:
-        return max([info.key for info in page.objects[-1:]] + list(page.prefixes[-1:]), default="")
-
-    async def _list(self, directory: Inode, pages: int | None) -> bool:
-        """Lists up to `pages` pages (None: all) into `children`; a second caller waits for the first one's listing.
-
-        False where the listing was somebody else's.
-        """
-        while (other := self._loaded.get(directory.number)) is not None:
-            await other.done.wait()
-            if other.error is not None:
-                raise other.error
-            if other.complete:
-                return False
-        mine = self._loaded[directory.number] = _Loading()
-        listing = directory.folder()
-        listing.listed_by += 1
-        try:
-            await self._list_pages(directory, pages)
-            mine.complete = True
-        except StoreError as error:
-            mine.error = error
-            raise
-        finally:
-            listing.listed_by -= 1
-            del self._loaded[directory.number]
-            mine.done.set()
-        return True
-
-    async def _list_pages(self, directory: Inode, pages: int | None) -> None:
-        listing = directory.folder()
-        prefix = self.inodes.key(directory)
-        started = time.monotonic()
-        seen: set[str] = set()
-        bad: set[str] = set()  # what is known of them stays
-        token: str | None = None
-        hidden = count = unreadable = 0
-        walk = Walk()
-        while True:
-            asked = time.monotonic()
-            page = await self.store.list_page(prefix, token=token)
-            count += 1
-            ghosts = [key for key in page.prefixes if await self._is_ghost(directory, key)]
-            if ghosts:  # what is known of these names stays as it is
-                page = replace(page, prefixes=tuple(key for key in page.prefixes if key not in ghosts))
-                seen.update(key[len(prefix) : -1] for key in ghosts)
-            shown = self._merge.page(directory, page, started, asked)
-            seen.update(shown.files, shown.directories)
-            bad.update(key[len(prefix) :] for key in page.unreadable)
-            hidden += shown.hidden
-            unreadable += len(page.unreadable)
-            token = walk.follow(page)
-            if token is None or count == pages:
-                break
-        listing.probes = 0
-        listing.unreadable = bad | (listing.unreadable - seen if token is not None else set())
-        seen |= bad
-        if token is not None:
-            listing.pages = max(listing.pages, count) * 4
-            return
-        now = time.monotonic()
-        slow = now - started > max(self.ttl_s, SLOW_S)
-        valid_until = now + (WORTH * (now - started) if slow else self.ttl_s)
-        for name, child in list(directory.children.items()):
-            if name not in seen and self._merge.believable(child, started):
-                self._merge.vanish(child)
-            elif slow and name in seen and not child.dirty:
-                child.valid_until = max(child.valid_until, valid_until)
-        listing.pages = count
-        listing.complete = True
-        listing.valid_until = valid_until
-        listing.absent.clear()
-        self._note(self.hidden, prefix, hidden, "%d keys below %r cannot be shown as files (see README, odd keys)")
-        self._note(
-            self.unreadable, prefix, unreadable, "%d entries below %r are left out: the server lists them with errors"
-        )
-
-    @staticmethod
-    def _note(counter: Counter[str], prefix: str, count: int, text: str) -> None:
-        if count and count != counter[prefix]:
-            log.warning(text, count, prefix)
-        if count:
-            counter[prefix] = count
-        else:
-            counter.pop(prefix, None)

@@ -7,6 +7,8 @@ inode is in `displaced` under its remote key, so that listings hide that key and
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 import time
 from functools import partial
@@ -33,21 +35,28 @@ ROOT = 1
 class Listing:
     """What is known of a directory's names beyond `Inode.children`. Times are `time.monotonic()` seconds."""
 
-    __slots__ = ("absent", "complete", "listed_by", "pages", "probes", "unreadable", "valid_until")
+    __slots__ = ("absent", "asked_at", "complete", "listed_by", "pages", "probes", "unreadable", "valid_until")
 
     def __init__(self) -> None:
         self.complete = False  # children held every name at the last listing
+        self.asked_at = 0.0  # when that was begun
         self.valid_until = 0.0
         self.pages = 1  # how many pages a full listing is thought to take
         self.probes = 0  # single names asked since the last listing
         self.listed_by = 0  # listings under way
-        self.absent: dict[str, float] = {}  # name -> until when it is known not to be there
+        self.absent: dict[str, float] = {}  # name -> when the answer was asked for that it is not there
         self.unreadable: set[str] = set()  # names that are there, but the server says impossible things of them
 
     @property
     def is_ours_alone(self) -> bool:
         """Nothing of this directory has been in the bucket yet, so nobody else can have put anything into it."""
         return self.valid_until == float("inf")
+
+    def is_absent(self, name: str, since: float) -> bool:
+        """Whether an answer that was asked for after `since` said that there is no such name."""
+        return self.absent.get(name, -1.0) > since or (
+            self.complete and self.asked_at > since and not self.is_ours_alone
+        )
 
     def in_bucket(self, valid_until: float) -> None:
         """Something of it is there now."""
@@ -59,6 +68,7 @@ class Inode:
 
     __slots__ = (
         "_remote",
+        "asked_at",
         "atime_ns",
         "attributes_known",
         "children",
@@ -108,6 +118,7 @@ class Inode:
         self.lookups = self.opens = self.writers = 0
         self.version = self.synced_version = 0
         self.synced_at = 0.0
+        self.asked_at = 0.0  # when the answer of the bucket was asked for that says how it is
         self.valid_until = 0.0
         self.attributes_known = True  # False: what is here are defaults, the bucket was not asked yet
         self.outdated = False  # they were known, but must be asked for again
@@ -234,7 +245,11 @@ class Inodes:
             self.undo.attributes(inode.listing, Listing.__slots__)
 
     def add(self, parent: Inode, name: str, attributes: Attributes, number: int | None = None) -> Inode:
-        """A new inode under a name that is free. `number` is given back to one that the journal knew."""
+        """A new inode under a name. `number` is given back to one that the journal knew.
+
+        Raises FileExistsError where another inode has the name: nothing takes it from that but `detach` and `move`.
+        """
+        self._check_free(parent, name)
         if number is None:
             number = self._next
         self.reserve(number)
@@ -245,6 +260,11 @@ class Inodes:
         parent.children[name] = inode
         self.unused.note(inode)
         return inode
+
+    @staticmethod
+    def _check_free(parent: Inode, name: str) -> None:
+        if name in parent.children:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
 
     @property
     def next_number(self) -> int:
@@ -271,7 +291,8 @@ class Inodes:
         if inode.linked and inode.parent is not None:
             self.keep(inode)
             self.undo.item(inode.parent.children, inode.name)
-            del inode.parent.children[inode.name]
+            if inode.parent.children.get(inode.name) is inode:
+                del inode.parent.children[inode.name]
             inode.linked = False
             if inode.known is not None:
                 inode.known.changed(inode)
@@ -282,7 +303,9 @@ class Inodes:
         self.drop_if_unused(inode)
 
     def move(self, inode: Inode, parent: Inode, name: str) -> None:
-        """Gives the inode another name, which must be free."""
+        """Gives the inode another name. Raises FileExistsError where that is another inode's."""
+        if parent.children.get(name) is not inode:
+            self._check_free(parent, name)
         self.keep(inode)
         self.undo.item(parent.children, name)
         self.unlink(inode)

@@ -87,6 +87,11 @@ class Page:
         """Whether the server knows of no key here."""
         return not (self.objects or self.prefixes or self.unreadable)
 
+    def may_go_on_before(self, key: str) -> bool:
+        """Whether a later page may have this key or one that comes before it."""
+        last = max([info.key for info in self.objects[-1:]] + list(self.prefixes[-1:]), default="")
+        return self.next_token is not None and last < key
+
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3fuse.namespace import changes, directories, inodes, lateness, syncer
+from s3fuse.namespace import changes, directories, inodes, lateness, pages, syncer
 from s3fuse.store import memory
 from s3fuse.store.memory import MemoryStore
 from s3fuse.writing.plan import Limits
@@ -48,7 +48,7 @@ def _quiet_log(expected_log: list[str], caplog: pytest.LogCaptureFixture) -> Ite
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of freshness, to be advanced."""
     fake = Clock()
-    for module in (changes, directories, inodes, syncer):
+    for module in (changes, directories, inodes, pages, syncer):
         monkeypatch.setattr(module, "time", fake)
     return fake
 

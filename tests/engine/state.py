@@ -25,6 +25,7 @@ _LEFT_OUT = {
     "synced_at",
     "lookups",
     "outdated",
+    "asked_at",
     "_remote",
 }
 

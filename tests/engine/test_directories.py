@@ -493,7 +493,7 @@ async def test_listing_begun_before_a_change_arrived_does_not_undo_it(
         results.append(await rig.ls())
 
     nursery.start_soon(list_names)
-    await until(lambda: bool(rig.core.directories._loaded))
+    await until(lambda: bool(rig.core.directories._pages._loaded))
     await trio.testing.wait_all_tasks_blocked()
     root = rig.core.inodes.root
     expected = {"f", "g"}
