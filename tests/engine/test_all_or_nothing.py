@@ -183,4 +183,5 @@ async def prepared(bench: Bench, number: int) -> Rig:
     await bench.remove(*bench.listed())
     rig = await bench.rig(f"cache{number}", kept=True)
     await fill(rig, bench)
+    await rig.core.syncer.stop()  # nothing else changes from here on
     return rig
