@@ -136,7 +136,7 @@ def _warn_of_open_keys(settings: config.MountConfig) -> None:
 
     with suppress(UserError):  # the daemon says it better
         for warning in credentials.open_key_files(settings):
-            click.echo(f"s3fuse: {warning}", err=True)
+            say(f"s3fuse: {warning}", err=True)
 
 
 def _tell_of_lost_bytes(mountpoint: Path) -> None:

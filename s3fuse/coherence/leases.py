@@ -21,6 +21,7 @@ import trio
 from s3fuse.errors import AccessDenied, NotFound
 from s3fuse.keys import RESERVED, temporary_key
 from s3fuse.store.base import Bytes
+from s3fuse.store.walk import Walk, check_readable
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -182,12 +183,14 @@ def _lease(info: ObjectInfo, holder: str) -> Lease:
 
 
 async def listed(store: Store, prefix: str) -> AsyncGenerator[ObjectInfo, None]:
-    """Every object whose key begins with `prefix`, however deep. Raises StoreError."""
+    """Every object whose key begins with `prefix`, however deep. Raises StoreError, also where one cannot be read."""
     token: str | None = None
+    walk = Walk()
     while True:
         page = await store.list_page(prefix, delimiter="", token=token)
+        check_readable(page, prefix)
         for info in page.objects:
             yield info
-        token = page.next_token
+        token = walk.follow(page)
         if token is None:
             return

@@ -34,3 +34,9 @@ class Walk:
         self._tokens.add(token)
         self._ends.add(ends)
         return token
+
+
+def check_readable(page: Page, prefix: str) -> None:
+    """For whoever must know every object: raises BadResponse where the server says impossible things of one."""
+    if page.unreadable:
+        raise BadResponse(f"what the server lists of {page.unreadable[0] or 'a key'} below {prefix} cannot be read")

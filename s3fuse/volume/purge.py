@@ -24,6 +24,7 @@ from s3fuse.printable import printable
 from s3fuse.store.base import UNMADE_ETAG
 from s3fuse.store.s3 import S3Store
 from s3fuse.store.s3markers import SIDECARS
+from s3fuse.store.walk import Walk, check_readable
 from s3fuse.volume import ownership
 
 if TYPE_CHECKING:
@@ -171,10 +172,12 @@ class _Purging:
         """Deletes what is there to be deleted; gives how much that was."""
         count = self._kept = 0
         token: str | None = None
+        walk = Walk()
         while True:
             page = await self._store.list_page(self._prefix, delimiter="", token=token)
+            check_readable(page, self._prefix)  # it could be the lease of a mount
             count += await self._delete_from(page)
-            token = page.next_token
+            token = walk.follow(page)
             if token is None:
                 return count
 

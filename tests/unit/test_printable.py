@@ -219,3 +219,15 @@ async def _ask(call: api.Call) -> dict[str, Any]:
         while data := await ours.receive_some():
             received += data
     return dict(json.loads(received.partition(b"\r\n\r\n")[2]))
+
+
+def test_verbs_print_through_one_function() -> None:
+    """What is not JSON goes through `options.say`, or rich with `printable` cells (`report`)."""
+    folder = Path(cli.__file__).parent
+    raw = [
+        f"{path.name}: {line.strip()}"
+        for path in folder.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "click.echo(" in line and "json.dumps" not in line
+    ]
+    assert [line.partition(":")[0] for line in sorted(raw)] == ["options.py", "servercmd.py"], raw

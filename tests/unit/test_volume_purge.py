@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from s3fuse.coherence import leases
-from s3fuse.errors import Refused, Unavailable, UserError
+from s3fuse.errors import BadResponse, Refused, Unavailable, UserError
 from s3fuse.store.base import Bytes, Capabilities
 from s3fuse.store.memory import MINIO, SEAWEEDFS, MemoryStore
 from s3fuse.volume import ownership
@@ -20,6 +21,8 @@ from s3fuse.volume.purge import InUse, look, purge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from s3fuse.store.base import Page
 
 _NS = 1_000_000_000
 PREFIX = "a/b/"
@@ -250,6 +253,25 @@ async def test_a_server_that_does_not_delete_is_no_endless_loop() -> None:
 async def _nothing(keys: Sequence[str]) -> Mapping[str, str]:
     await trio.lowlevel.checkpoint()
     return {}
+
+
+@pytest.mark.parametrize("unreadable", [True, False])
+async def test_a_server_that_lists_nonsense_keeps_everything(unreadable: bool) -> None:
+    """What cannot be read could be the lease of a mount; pages that repeat themselves would never end."""
+    store = Server()
+    await made(store, "x", "y")
+    task = job(store)
+    honest = store.list_page
+
+    async def lie(prefix: str, **more: Any) -> Page:
+        page = await honest(prefix, **more)
+        return replace(page, unreadable=("z",)) if unreadable else replace(page, next_token="again")
+
+    store.list_page = lie  # type: ignore[method-assign]
+    with trio.fail_after(5), pytest.raises(BadResponse):
+        await purge(store, PREFIX, task)
+    store.list_page = honest  # type: ignore[method-assign]
+    assert f"{PREFIX}y" in await store.keys()
 
 
 async def test_a_purge_that_fails_in_the_middle_goes_on_later() -> None:
