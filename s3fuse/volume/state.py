@@ -71,7 +71,10 @@ class State:
             try:
                 found.append(self._read(path))
             except (OSError, ValueError, KeyError, TypeError, AttributeError, UserError) as error:
-                self.broken[path.stem] = f"its definition {path} cannot be read ({error!r}); mend or remove that file"
+                self.broken[path.stem] = (
+                    f"its definition {path} cannot be read ({error!r}); mend or remove that file, and start s3fuse "
+                    "plugin anew"
+                )
                 log.error("volume %s: %s", path.stem, self.broken[path.stem])
         return found
 
