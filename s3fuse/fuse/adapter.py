@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 import pyfuse3
 
 from s3fuse import waits
+from s3fuse.errors import StoreError
 from s3fuse.fuse.errno import answers
 from s3fuse.fuse.listings import Listings
 from s3fuse.fuse.repeats import Repeats
@@ -242,25 +243,27 @@ class Adapter(pyfuse3.Operations):
 
     @answers
     async def readdir(self, fh: int, start_id: int, token: ReaddirToken) -> None:
-        children, shift = await self.listings.entries(fh, start_id)
+        names, shift = await self.listings.entries(fh, start_id)
         given: list[Inode] = []
-        last = asked = 0
+        last = 0
         try:
-            for at in range(max(0, start_id + shift), len(children)):
-                child = children[at]
-                if at >= asked and child.linked and (child.outdated or not child.attributes_known):
-                    asked = await self.listings.learn(children, at)
-                if not child.linked:
+            for at in range(max(0, start_id + shift), len(names)):
+                child = await self.listings.child(fh, at)
+                if child is None:
                     continue
-                if not pyfuse3.readdir_reply(token, child.name.encode(), self._entry(child), at + 1 - shift):
+                if not pyfuse3.readdir_reply(token, names[at].encode(), self._entry(child), at + 1 - shift):
                     return
                 child.lookups += 1
                 given.append(child)
                 last = at + 1 - shift
+        except (OSError, StoreError):
+            if not given:
+                raise
+            # What is given already is answered; the next request fails by itself, if it does.
         finally:
             if given:
                 self.known.all_counted(given)
-                self.known.read_up_to(fh, last, given[-1].name)
+                self.known.read_up_to(fh, last, names[last - 1 + shift])
 
     @answers
     async def releasedir(self, fh: int) -> None:

@@ -1,4 +1,6 @@
-"""Open directories: each is read from one list of its entries, whose places are the numbers that the kernel gets.
+"""Open directories: each is read from one list of its names, whose places are the numbers that the kernel gets.
+
+What a name stands for is looked up when it is given: it may have been moved, replaced or freed since the list was made.
 
 A list does not outlive the process, so for a handle of an earlier one the entries are listed anew, and numbered so
 that reading goes on behind the name where it had come to.
@@ -7,7 +9,10 @@ that reading goes on behind the name where it had come to.
 from __future__ import annotations
 
 from bisect import bisect_right
+from contextlib import suppress
 from typing import TYPE_CHECKING
+
+from s3fuse.errors import BadResponse
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,12 +28,13 @@ FIRST_HANDLE = 1 << 62
 
 
 class _Listing:
-    __slots__ = ("children", "directory", "places", "shift")
+    __slots__ = ("asked", "directory", "names", "places", "shift")
 
     def __init__(self, directory: Inode) -> None:
         self.directory = directory
-        self.children: list[Inode] | None = None
-        self.shift = 0  # entry number `cookie` is children[cookie - 1 + shift]
+        self.names: list[str] | None = None
+        self.asked = 0  # the attributes of entries before this one were asked for
+        self.shift = 0  # entry number `cookie` is names[cookie - 1 + shift]
         self.places: dict[int, str] = {}  # names by number, in the list that an earlier process had
 
 
@@ -57,27 +63,36 @@ class Listings:
     def directory(self, handle: int) -> Inode:
         return self._open[handle].directory
 
-    async def entries(self, handle: int, start: int) -> tuple[list[Inode], int]:
-        """The list to read on behind number `start`, and its shift: the entry `at` has number `at + 1 - shift`.
-
-        Entries may be gone meanwhile (not `linked`); those whose attributes are not known are for `learn`.
-        """
+    async def entries(self, handle: int, start: int) -> tuple[list[str], int]:
+        """The names to read on behind number `start`, and their shift: the entry `at` has number `at + 1 - shift`."""
         listing = self._open[handle]
-        if start == 0 or listing.children is None:
-            children = await self._names.entries(listing.directory)
-            listing.children, listing.shift = children, 0
+        if start == 0 or listing.names is None:
+            names = [child.name for child in await self._names.entries(listing.directory)]
+            listing.names, listing.asked, listing.shift = names, 0, 0
             name = listing.places.get(start)
             if start and name is not None:
-                listing.shift = bisect_right(children, name, key=lambda child: child.name) - start
-        return listing.children, listing.shift
+                listing.shift = bisect_right(names, name) - start
+        return listing.names, listing.shift
 
-    async def learn(self, children: list[Inode], at: int) -> int:
-        """Fetches attributes of some entries from `at` on; gives which is the first that it was not asked for.
+    async def child(self, handle: int, at: int) -> Inode | None:
+        """What has the name of an entry now, None where nothing does.
 
-        What the server says of an entry may be impossible: then it stays unknown, and is listed with the others.
+        Attributes that are not known are asked for, those of some further entries with them. What the server says of
+        an entry may be impossible: then they stay unknown, and it is listed with the others.
         """
-        await self._core.directories.learn_all(children[at : at + LEARN_AHEAD], leave_bad=True)
-        return at + LEARN_AHEAD
+        listing = self._open[handle]
+        assert listing.names is not None
+        name, children = listing.names[at], listing.directory.children
+        child = children.get(name)
+        if child is not None and at >= listing.asked and (child.outdated or not child.attributes_known):
+            listing.asked = at + LEARN_AHEAD
+            ahead = [found for one in listing.names[at : listing.asked] if (found := children.get(one)) is not None]
+            await self._core.directories.learn_all(ahead, leave_bad=True)
+            child = children.get(name)
+        if child is None and listing.directory.linked:
+            with suppress(BadResponse):
+                child = await self._names.lookup(listing.directory, name.encode())
+        return child
 
     def close(self, handle: int) -> None:
         """Drops a handle; nothing where it is none (an earlier process was killed before it said so)."""

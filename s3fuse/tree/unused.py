@@ -66,7 +66,8 @@ class Unused:
             inode = self._maybe.pop(next(iter(self._maybe)))
             if inode.lookups > 0 or inode.opens:
                 continue  # it is noted again when that ends
-            if self._good_until(inode) > old:
+            is_read = inode.parent is not None and inode.parent.opens > 0  # a list of its names is being gone through
+            if is_read or self._good_until(inode) > old:
                 self.note(inode)
             else:
                 yield inode

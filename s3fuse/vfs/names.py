@@ -62,8 +62,9 @@ class Names:
         """Every child, in the order of names."""
         if not directory.linked:
             return []
-        await self.core.directories.load(directory)
-        return [child for _, child in sorted(directory.children.items())]
+        with self.core.inodes.unused.hold(directory):
+            await self.core.directories.load(directory)
+            return [child for _, child in sorted(directory.children.items())]
 
     async def _free_name(self, parent: Inode, name: bytes, end: str = "") -> str:
         """The name as text, once it is known that nothing has it. Raises OSError that says why it cannot be made."""
