@@ -15,6 +15,7 @@ import trio
 from s3fuse import control, kernel, waits
 from s3fuse.cachedir import disk_status
 from s3fuse.errors import UserError
+from s3fuse.metrics.tables import tables
 from s3fuse.namespace.recovery import lost_folders
 from s3fuse.writing.copying import conflict_check
 
@@ -209,6 +210,7 @@ class Answers:
                 "parked_bytes": core.syncer.parking.parked_bytes,
                 "inodes": len(core.inodes.table),
             },
+            "tables": tables(core),
             "requests": dict(self.store.requests),
             "process": self._process(),
         }

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import sys
 import tempfile
 import threading
@@ -39,6 +40,8 @@ FOLDERS = ("one", "two")
 SIZES = (0, 1, 700, 4096, 70_000, 300_000)
 BIG_BYTES = 12 << 20
 FLUSH_S = 300
+#: The mount remembers for 5 minutes what it has deleted, and for a minute and the TTL what nobody uses.
+FORGET_S = 420.0
 
 
 @dataclass
@@ -269,9 +272,21 @@ class Worker:
 
 
 def soak(
-    mount: Mount, bucket: Bucket, proxy: Proxy, *, seconds: float, rate: float, seed: int, workers: int, big: float
+    mount: Mount,
+    bucket: Bucket,
+    proxy: Proxy,
+    *,
+    seconds: float,
+    rate: float,
+    seed: int,
+    workers: int,
+    big: float,
+    forget_s: float = FORGET_S,
 ) -> Report:
-    """Runs the load, then flushes without faults and compares. The mount is up and stays so."""
+    """Runs the load, then flushes without faults and compares; nothing of it is left in the end, nor in memory.
+
+    The mount is up and stays so. `forget_s`: how long it may remember what is gone.
+    """
     report = Report()
     crew = [Worker(mount.path, number, seed, report, big) for number in range(workers)]
     for worker in crew:
@@ -304,7 +319,25 @@ def soak(
     if leftovers := {key for key in bucket.keys(".s3fuse/") if not key.startswith(".s3fuse/directories")}:
         report.losses.append(f"left in the bucket: {sorted(leftovers)}")
     report.faults, report.requests = proxy.counts, proxy.requests
+    report.losses += _what_stays(mount, crew, forget_s)
     return report
+
+
+def _what_stays(mount: Mount, crew: list[Worker], forget_s: float) -> list[str]:
+    """Removes everything; says what the mount still keeps in memory of it after `forget_s`."""
+    for worker in crew:
+        shutil.rmtree(worker.root)
+    mount.flush()
+    end = time.monotonic() + forget_s
+    while True:
+        kept = {name: count for name, count in mount.status()["tables"].items() if count}
+        if forget_s < FORGET_S:  # it did not wait for these
+            kept = {name: count for name, count in kept.items() if name not in ("deleted", "leaving")}
+        if not kept:
+            return []
+        if time.monotonic() > end:
+            return [f"kept in memory though nothing is left: {kept}"]
+        time.sleep(0.5)
 
 
 def main() -> int:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 TOKEN = "s3fuse-write"
 QUIET_S = 0.1
 SETTLE_S = 1.0
+#: So many entries of the queue that are void, and as many as count, may wait for their time.
+MOST_VOID = 100
 #: Objects left behind are deleted in steps of this, so that many go with one request.
 GATHER_S = 0.1
 
@@ -187,6 +189,9 @@ class Changes:
         """Asks for the inode to be brought to the bucket after `delay_s`."""
         due = time.monotonic() + delay_s
         heapq.heappush(self._timed, (due, self._enter(inode, due), inode))
+        if not self.undo.is_on and len(self._timed) > 2 * len(self._entry) + MOST_VOID:  # else one may count again
+            self._timed = [entry for entry in self._timed if not self._stale(entry)]
+            heapq.heapify(self._timed)
         self._wake.set()
 
     def hasten(self, inode: Inode) -> None:
@@ -275,11 +280,28 @@ class Changes:
         for event in self._waiters.pop(inode.number, ()):
             event.set()
 
+    @property
+    def queued(self) -> int:
+        """How many inodes have their time to come."""
+        return len(self._entry)
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for an attempt."""
+        return sum(map(len, self._waiters.values()))
+
     async def attempted(self, inode: Inode) -> None:
         """Returns after the next attempt to bring the inode to the bucket, whatever came of it."""
         event = trio.Event()
         self._waiters.setdefault(inode.number, []).append(event)
-        await event.wait()
+        try:
+            await event.wait()
+        finally:
+            if not event.is_set():
+                events = self._waiters[inode.number]
+                events.remove(event)
+                if not events:
+                    del self._waiters[inode.number]
 
     def row(self, inode: Inode) -> NodeRow:
         remote = inode.remote

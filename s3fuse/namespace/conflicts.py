@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: `resolved` has so many; the log has all.
+MOST_TOLD = 1000
+
 
 class Conflicts:
-    """Resolves one failed operation at a time; `resolved` lists what came of it for `status`.
+    """Resolves one failed operation at a time; `resolved` lists what came of the last ones for `status`.
 
     Nothing is decided by an answer about an inode that was renamed, removed or written anew while it was waited for:
     every method that awaits raises MovedOn then.
@@ -221,6 +224,7 @@ class Conflicts:
             but,
         )
         self.resolved.append(f"{theirs.key} -> {name}{but}")
+        del self.resolved[:-MOST_TOLD]
         if inode.remote is not None and inode.remote.key == theirs.key:
             self._forget_remote(inode)
         inode.maybe_at = None

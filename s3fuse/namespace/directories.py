@@ -178,8 +178,7 @@ class Directories:
 
     def unseen(self, directory: Inode) -> int:
         """How many keys the last listing of a directory had that `children` does not show."""
-        key = self.inodes.key(directory)
-        return self.hidden[key] + self.unreadable[key]
+        return self.hidden.get(directory.number, 0) + self.unreadable.get(directory.number, 0)
 
     async def learn_all(self, children: list[Inode], *, leave_bad: bool = False) -> None:
         """Fetches the attributes that a listing did not give, in parallel (the store limits how many at once).
@@ -256,7 +255,12 @@ class Directories:
         while True:
             await trio.sleep(SWEEP_S)
             if self.store.health.up:
-                self.inodes.sweep()
+                self.free_unused()
+
+    def free_unused(self) -> None:
+        """One step of `sweep`."""
+        self.inodes.sweep()
+        self._pages.forget_gone()
 
     # -- asking the store
 

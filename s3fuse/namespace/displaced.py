@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from s3fuse.journal.undo import Undo
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from s3fuse.namespace.inodes import Inode
+
+
+#: How many directories that were removed or renamed are looked at a second.
+MOST_LOOKS = 1000
 
 
 def ancestors(key: str) -> list[str]:
@@ -118,6 +123,19 @@ class Displaced(dict[str, "Inode"]):
         """When the last object below such a directory went (`time.monotonic()`), inf while one is there; else None."""
         when = self._left.get(key)
         return float("inf") if when is not None and self._below[key] > 0 else when
+
+    @property
+    def leaving(self) -> int:
+        """How many such directories are remembered."""
+        return len(self._left)
+
+    def forget_old(self, before: float, held: Iterable[str]) -> None:
+        """Forgets directories that had gone `before`, some at a time: no answer is that old. Not those above `held`."""
+        above = {key for one in held for key in ancestors(one)}
+        for key in list(islice(self._left, MOST_LOOKS)):
+            when = self._left.pop(key)
+            if when >= before or self._below[key] > 0 or key in above:
+                self._left[key] = when  # at the end: the others come first the next time
 
     def forget_leaving(self, key: str) -> None:
         """Nothing of such a directory is shown any more, or there is another one at its key."""

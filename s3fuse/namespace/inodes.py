@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from s3fuse.writing.dirty import DirtyFile
 
 ROOT = 1
+#: No answer of the bucket comes so long after it was asked for, a listing of many pages neither.
+ANSWER_S = 300.0
 
 
 class Listing:
@@ -209,7 +211,7 @@ class Inodes:
         #: The keys that an operation in the bucket holds now, with the inode that it is for.
         self.claimed: dict[str, Inode] = {}
         #: When keys were deleted, as `time.monotonic()`: a listing that began earlier may still show them.
-        self.deleted_at: TTLCache[str, float] = TTLCache(1 << 20, 300, time.monotonic)
+        self.deleted_at: TTLCache[str, float] = TTLCache(1 << 20, ANSWER_S, time.monotonic)
         self._next = ROOT + 1
         self.unused = Unused()
 
@@ -392,6 +394,8 @@ class Inodes:
 
     def sweep(self) -> None:
         """Frees what is kept though nothing refers to it, once it is old; call it every second."""
+        self.deleted_at.expire()
+        self.displaced.forget_old(time.monotonic() - ANSWER_S, self.claimed)
         for inode in self.unused.due():
             if self.table.get(inode.number) is inode:
                 self.drop_if_unused(inode)

@@ -241,6 +241,7 @@ class Known:
             current = self._log
             if current is None or current.broken:
                 return
+            self._forget_steps()
             short_bytes = max(self._short_bytes, NODE_BYTES * len(self.inodes.table))
             if current.used_bytes > max(SHORT_BYTES, GROWTH * short_bytes):
                 try:
@@ -249,6 +250,11 @@ class Known:
                     log.warning("the session %s cannot be written anew: %s", current.path, error)
                     self._short_bytes = current.used_bytes
 
+    def _forget_steps(self) -> None:
+        """Forgets those of inodes that are gone: the kernel knows the inode of a request that it waits for."""
+        for node in [node for node in self.steps if node not in self.inodes.table]:
+            del self.steps[node]
+
     async def rewrite(self) -> None:
         """Writes the log anew. What is recorded meanwhile goes into both, and says how things are from then on."""
         assert self._log is not None
@@ -256,8 +262,7 @@ class Known:
         copy = self._copy = Log(part, new=True)
         try:
             copy.append(records.FACTS, json.dumps(self.facts).encode())
-            # The kernel knows the inode of a request that it waits for.
-            self.steps = {node: step for node, step in self.steps.items() if node in self.inodes.table}
+            self._forget_steps()
             for step in self.steps.values():
                 copy.append(records.STEP, records.encode_step(step))
                 copy.append(records.STEP_END, b"")

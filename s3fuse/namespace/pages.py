@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -49,8 +48,8 @@ class Pages:
         self.inodes = inodes
         self.store = store
         self._merge = merge
-        self.hidden: Counter[str] = Counter()  # directory key -> names that cannot be shown
-        self.unreadable: Counter[str] = Counter()  # directory key -> entries that the server lists with errors
+        self.hidden: dict[int, int] = {}  # number of a directory -> names that cannot be shown
+        self.unreadable: dict[int, int] = {}  # number of a directory -> entries that the server lists with errors
         self._loaded: dict[int, _Loading] = {}
 
     async def tree(self, directory: Inode) -> int:
@@ -153,16 +152,20 @@ class Pages:
         listing.asked_at = started
         listing.valid_until = valid_until
         listing.absent = {name: asked for name, asked in listing.absent.items() if asked > started}
-        self._note(self.hidden, prefix, hidden, "%d keys below %r cannot be shown as files (see README, odd keys)")
-        self._note(
-            self.unreadable, prefix, unreadable, "%d entries below %r are left out: the server lists them with errors"
-        )
+        text = "%d keys below %r cannot be shown as files (see README, odd keys)"
+        self._note(self.hidden, directory, hidden, text)
+        text = "%d entries below %r are left out: the server lists them with errors"
+        self._note(self.unreadable, directory, unreadable, text)
 
-    @staticmethod
-    def _note(counter: Counter[str], prefix: str, count: int, text: str) -> None:
-        if count and count != counter[prefix]:
-            log.warning(text, count, prefix)
+    def _note(self, counts: dict[int, int], directory: Inode, count: int, text: str) -> None:
+        before = counts.pop(directory.number, 0)
         if count:
-            counter[prefix] = count
-        else:
-            counter.pop(prefix, None)
+            counts[directory.number] = count
+            if count != before:
+                log.warning(text, count, self.inodes.key(directory))
+
+    def forget_gone(self) -> None:
+        """Forgets what was counted in directories that are gone; call it every second."""
+        for counts in (self.hidden, self.unreadable):
+            for number in [number for number in counts if number not in self.inodes.table]:
+                del counts[number]

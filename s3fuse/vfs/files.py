@@ -306,6 +306,7 @@ class Files:
             if inode.dirty and not inode.writers:
                 self.core.changes.settle(inode)
             return
+        self._refused.discard(inode.number)
         if inode.data is not None:
             if not inode.linked and not inode.dirty:
                 inode.data.discard()

@@ -53,6 +53,11 @@ class Uploads:
         self._beginning: Counter[str] = Counter()  # keys of uploads whose id has still to come
         self._wake = trio.Event()
 
+    @property
+    def known_ids(self) -> int:
+        """How many ids of uploads, and keys of those whose id has still to come, are remembered for this process's."""
+        return len(self._ours) + len(self._beginning)
+
     @asynccontextmanager
     async def begin(self, key: str, metadata: Mapping[str, str], headers: Mapping[str, str]) -> AsyncIterator[str]:
         """The id of a new upload, which the block completes. It is aborted where the block fails."""
@@ -104,6 +109,8 @@ class Uploads:
             raise
         finally:
             self._beginning[key] -= 1
+            if not self._beginning[key]:
+                del self._beginning[key]
         self._ours.add(upload_id)
         row = self.running[row.id] = row._replace(upload_id=upload_id)
         self.journal.put_upload(row)
@@ -112,6 +119,8 @@ class Uploads:
     def _ended(self, row: BegunUpload) -> None:
         self.running.pop(row.id, None)
         self.left.pop(row.id, None)
+        if not self.left:  # nobody asks for those that have ended
+            self._ours.intersection_update(found.upload_id for found in self.running.values())
         self.journal.drop_upload(row.id)
 
     def _leave(self, row: BegunUpload) -> None:

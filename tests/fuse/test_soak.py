@@ -25,7 +25,7 @@ def test_mixed_load_through_a_faulty_proxy(
         proxy.stall_s = 2.0
         mount = mounts.new(proxy.server, "--memory", "32MiB", bucket=bucket.name)
         mount.allowed += soak.ALLOWED
-        report = soak.soak(mount, bucket, proxy, seconds=10, rate=0.1, seed=3, workers=3, big=0.0)
+        report = soak.soak(mount, bucket, proxy, seconds=10, rate=0.1, seed=3, workers=3, big=0.0, forget_s=100)
         print(report.text())
         assert report.losses == []
         assert report.faults.total() >= 10

@@ -1,0 +1,1 @@
+"""What a mount counts of itself."""
