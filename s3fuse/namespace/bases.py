@@ -11,24 +11,21 @@ import dataclasses
 import secrets
 from typing import TYPE_CHECKING
 
-from s3fuse import attrs, keys
-from s3fuse.errors import NotFound, PreconditionFailed, StoreError
+from s3fuse import attrs
+from s3fuse.errors import NotFound, PreconditionFailed
 from s3fuse.namespace.changes import TOKEN
 from s3fuse.namespace.moment import Moment, MovedOn
-from s3fuse.store.base import ANY, Condition, ObjectInfo
+from s3fuse.store.base import Condition, ObjectInfo
 from s3fuse.writing.layers import BASE
 from s3fuse.writing.upload import CHUNK_BYTES, Target
 
 if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.namespace.temporaries import Temporaries
     from s3fuse.reading.blocks import BlockCache
-    from s3fuse.store.base import Store
     from s3fuse.writing.copying import Copies
     from s3fuse.writing.dirty import DirtyFile
-
-#: The inode number of temporary objects in the journal that hold nothing of a file yet: a crash has them deleted.
-OF_NO_FILE = 0
 
 
 def base_ranges(data: DirtyFile) -> list[tuple[int, int]]:
@@ -40,11 +37,13 @@ def base_ranges(data: DirtyFile) -> list[tuple[int, int]]:
 class Bases:
     """Puts something else below what was written. All methods raise StoreError, OSError and MovedOn."""
 
-    def __init__(self, store: Store, inodes: Inodes, changes: Changes, copies: Copies, blocks: BlockCache) -> None:
-        self.store = store
+    def __init__(
+        self, inodes: Inodes, changes: Changes, copies: Copies, temporaries: Temporaries, blocks: BlockCache
+    ) -> None:
         self.inodes = inodes
         self.changes = changes
         self.copies = copies
+        self.temporaries = temporaries
         self.blocks = blocks
 
     async def keep(self, inode: Inode, base: ObjectInfo) -> bool:
@@ -69,27 +68,19 @@ class Bases:
         """A copy of `theirs` for `put_below`, which must come before the next await."""
         before, moment = inode.remote, Moment(self.inodes, inode)
         assert before is not None
-        copy = dataclasses.replace(
-            before,
-            key=keys.temporary_key(self.inodes.prefix),
-            size_bytes=theirs.size_bytes,
-            modified_ns=0,
+        source = dataclasses.replace(
+            theirs,
             metadata=before.metadata if before.metadata is not None else theirs.metadata,
             headers=before.headers if before.headers is not None else theirs.headers,
         )
-        token = secrets.token_hex(12)  # of its own: it is not what the next upload of the inode writes
-        target = Target(copy.key, {**(copy.metadata or {}), TOKEN: token}, copy.headers or {}, ANY)
-        journal = self.changes.journal
-        journal.put_temporary(OF_NO_FILE, copy.key, token)  # a crash leaves no object that nobody knows of
+        # A token of its own: it is not what the next upload of the inode writes.
+        copy = await self.temporaries.copy(source, secrets.token_hex(12))
         try:
-            etag = await self.copies.copy(theirs, target)
             moment.check()
-        except (StoreError, MovedOn):
-            with journal.transaction():
-                self.changes.orphan(ObjectInfo(copy.key, 0, "", 0, {TOKEN: token}, {}))
-                journal.drop_temporary(copy.key)
+        except MovedOn:
+            self.temporaries.abandon(copy.key)
             raise
-        return dataclasses.replace(copy, etag=etag)
+        return copy
 
     async def pass_on(self, inode: Inode, theirs: ObjectInfo) -> None:
         """Gives the object of others the attributes that were changed here; the inode keeps its version."""
@@ -110,7 +101,7 @@ class Bases:
         if before is not None:
             self.inodes.displaced.settle(before.key, inode)
         if base is not None:
-            self.changes.journal.drop_temporary(base.key)  # from now on the inode's own row names it
+            self.temporaries.named(base.key)
         inode.remote, inode.doubtful = base, False
         self.inodes.displaced.add(inode)
         data.set_base(base.size_bytes if base is not None else 0)

@@ -59,6 +59,8 @@ class Changes:
         self.dirty: dict[int, Inode] = {}
         #: What `syncer` is bringing to the bucket at this moment, with the keys that it holds for that.
         self.in_flight: dict[int, set[str]] = {}
+        #: Copies under temporary keys that no inode's row names yet, with their tokens: see `temporaries`.
+        self.temporaries: dict[str, str] = {}
         self._settling: deque[tuple[float, int, Inode]] = deque()  # (since when, order, inode), oldest first
         self._timed: list[tuple[float, int, Inode]] = []  # heap of (due, order, inode)
         self._entry: dict[int, tuple[int, float]] = {}  # inode -> (order, due) of the one entry that counts

@@ -5,21 +5,18 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from s3fuse import keys
-from s3fuse.errors import PreconditionFailed, StoreError
-from s3fuse.namespace.changes import TOKEN
+from s3fuse.errors import PreconditionFailed
 from s3fuse.namespace.deletes import Behind
 from s3fuse.namespace.doubts import carries, expected, look, settle
 from s3fuse.namespace.moment import Moment
-from s3fuse.store.base import ANY, MAX_KEY_BYTES, UNMADE_ETAG, ObjectInfo
-from s3fuse.writing.upload import Target
+from s3fuse.store.base import MAX_KEY_BYTES, UNMADE_ETAG, ObjectInfo
 
 if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.deletes import Deletes
     from s3fuse.namespace.inodes import Inode, Inodes
+    from s3fuse.namespace.temporaries import Temporaries
     from s3fuse.store.base import Store
-    from s3fuse.writing.copying import Copies
 
 
 async def kept(store: Store, inode: Inode) -> ObjectInfo | None:
@@ -44,13 +41,13 @@ class Clearing:
         inodes: Inodes,
         changes: Changes,
         deletes: Deletes,
-        copies: Copies,
+        temporaries: Temporaries,
     ) -> None:
         self.store = store
         self.inodes = inodes
         self.changes = changes
         self.deletes = deletes
-        self.copies = copies
+        self.temporaries = temporaries
 
     def directory_first(self, inode: Inode) -> None:
         """Raises Behind where the marker of the directory it is in has still to come, which is asked for.
@@ -183,17 +180,12 @@ class Clearing:
         await settle(self.store, self.changes, other)
         source = await kept(self.store, other)
         assert source is not None
-        key = keys.temporary_key(self.inodes.prefix)
-        target = Target(key, {**(source.metadata or {}), TOKEN: other.token}, source.headers or {}, ANY)
-        try:
-            etag = await self.copies.copy(source, target)
-        except StoreError:
-            self.changes.orphan(ObjectInfo(key, 0, "", 0, {TOKEN: other.token}, {}))
-            raise
+        copy = await self.temporaries.copy(source, other.token)
         with self.changes.journal.transaction():
+            self.temporaries.named(copy.key)
             self.inodes.keep(other)
             self.inodes.displaced.settle(source.key, other)
-            other.remote = dataclasses.replace(source, key=target.key, etag=etag, modified_ns=0)
+            other.remote = copy
             self.inodes.displaced.add(other)
             self.changes.record(other)
             self.changes.orphan(source)

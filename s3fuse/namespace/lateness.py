@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 LATE_S = 5.0
 #: Stands for a delete. A write is the number of its inode, negative where it has no condition.
 DELETE = 0
+#: Stands for a write without a condition of no inode that there is: numbers begin with that of the root.
+OF_NOBODY = -1
 
 
 class Lateness:

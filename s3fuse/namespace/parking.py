@@ -16,6 +16,7 @@ import trio
 
 from s3fuse import keys
 from s3fuse.namespace.changes import TOKEN
+from s3fuse.namespace.lateness import OF_NOBODY
 from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.layers import Piece
 from s3fuse.writing.parking import Pack, Temporary
@@ -157,7 +158,9 @@ class Parking:
         for key, number, token in journal.temporaries():
             if key in known:
                 continue
+            # In this order: whatever comes between, one of the two knows the object.
             self.abandon(Temporary(key, token))
+            self.changes.late.expect([(key, OF_NOBODY)])  # what the earlier process asked for may be done only now
             journal.drop_temporary(key)
             inode = table.get(number)
             if inode is not None and inode.data is not None and len(inode.data.layers) > 1:

@@ -16,7 +16,7 @@ from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.database import unreadable
 from s3fuse.writing.dirty import DirtyFile
 from s3fuse.writing.power import what_is_left
-from s3fuse.writing.rows import NodeRow, StagedLayer, decode_map, decode_xattrs
+from s3fuse.writing.rows import OF_NO_FILE, NodeRow, StagedLayer, decode_map, decode_xattrs
 from s3fuse.writing.staging import reader
 
 if TYPE_CHECKING:
@@ -143,6 +143,8 @@ def rewrite(changes: Changes, uploads: Uploads) -> None:
             inode.data.journal_again()
     for upload in (*uploads.left.values(), *uploads.running.values()):
         changes.journal.put_upload(upload)
+    for key, token in changes.temporaries.items():
+        changes.journal.put_temporary(OF_NO_FILE, key, token)
     changes.late.journal_again()
 
 

@@ -31,6 +31,7 @@ from s3fuse.namespace.deletes import Behind, Deletes
 from s3fuse.namespace.doubts import look, settle
 from s3fuse.namespace.moment import MovedOn
 from s3fuse.namespace.parking import Parking
+from s3fuse.namespace.temporaries import Temporaries
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
 from s3fuse.writing.copying import Copies
 from s3fuse.writing.leftovers import Uploads
@@ -91,7 +92,8 @@ class Syncer:
         self.blocks = blocks
         self.uploads = Uploads(store, changes.journal)
         self.copies = Copies(store, self.uploads, self.limits, blocks.cached)
-        self.conflicts = Conflicts(store, inodes, changes, Bases(store, inodes, changes, self.copies, blocks))
+        temporaries = Temporaries(changes, self.copies)
+        self.conflicts = Conflicts(store, inodes, changes, Bases(inodes, changes, self.copies, temporaries, blocks))
         self.parking = Parking(store, changes, self.limits)
         self.last_error = ""
         #: Told of a version that is about to become `Inode.remote`; must not await.
@@ -102,7 +104,7 @@ class Syncer:
         self._goes_on = trio.Event()
         self.deletes = Deletes(store, inodes, changes)
         self.arrivals = Arrivals(inodes, changes, self.deletes)
-        self._clearing = Clearing(store, inodes, changes, self.deletes, self.copies)
+        self._clearing = Clearing(store, inodes, changes, self.deletes, temporaries)
         store.health.on_recovery(self.wake)
 
     async def run(self) -> None:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: `home` of a layer whose row has no segment.
 HOMELESS = -1
+#: The inode number of temporary objects that hold nothing of a file yet.
+OF_NO_FILE = 0
 
 
 class NodeRow(NamedTuple):
