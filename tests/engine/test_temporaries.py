@@ -67,7 +67,7 @@ async def test_killed_between_the_copy_and_the_journal(bench: Bench, way: str, r
 async def test_a_copy_that_comes_when_its_process_is_dead(
     bench: Bench, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lateness, "LATE_S", 1.0)
+    monkeypatch.setattr(lateness, "LATE_S", 3.0)
     rig = await prepared(bench, way)
     with on_the_way(bench, "copy") as sent:
         for inode in rig.dirty():
