@@ -225,16 +225,17 @@ class Copied:
 
 
 def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
-    """Copies what waits into a new or empty directory: file by file, with mode and mtime, under its key.
+    """Copies what waits into a new or empty directory: file by file, with permissions and mtime, under its key.
 
-    Raises UserError where the directory is in use, is no cache, or the destination has something in it; OSError.
+    What it makes belongs to who runs this, so that no set-uid or set-gid bit is taken along. Raises UserError where the
+    directory is in use, is no cache, or the destination has something in it; OSError.
     """
     if not is_cache(directory):
         raise UserError(f"{directory} is no cache directory of s3fuse; see s3fuse cache list")
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise UserError(f"{destination} is not an empty directory; choose another")
     with closing(DirectoryLock(directory)) as lock:
-        destination.mkdir(parents=True, exist_ok=True)
+        destination.mkdir(parents=True, exist_ok=True, mode=0o700)  # directories are made open, whatever they were
         lost = ""
         try:
             with _read(directory, lock) as journal:
@@ -255,7 +256,10 @@ def _copy_known(directory: Path, destination: Path, journal: Journal) -> Iterato
     layers, overlays = _layers(journal, directory), journal.overlays()
     for row in journal.nodes():
         overlay = overlays.get(row.number)
-        yield _copy_row(directory, destination, row, layers.get(row.number, []), overlay, journal.store)
+        try:
+            yield _copy_row(directory, destination, row, layers.get(row.number, []), overlay, journal.store)
+        except (FileExistsError, NotADirectoryError):
+            yield Copied(row.key or "", False, "something else has its name or its directory's there; not copied")
 
 
 def _copy_row(
@@ -272,6 +276,8 @@ def _copy_row(
     if not name or not {"", ".", ".."}.isdisjoint(name.split("/")):
         return Copied(row.key, True, "attributes of the root; nothing to copy")
     path = destination / name
+    if os.path.realpath(path.parent) != os.path.join(os.path.realpath(destination), os.path.dirname(name)).rstrip("/"):
+        return Copied(row.key, False, "what should be its directory is a symlink; not copied")
     path.parent.mkdir(parents=True, exist_ok=True)
     if stat.S_ISDIR(row.mode):
         path.mkdir(exist_ok=True)
@@ -285,7 +291,7 @@ def _copy_row(
         return Copied(row.key, False, "special file; not copied")
     copied = _copy_file(directory, path, row, layers, overlay, store)
     if path.is_file():
-        os.chmod(path, stat.S_IMODE(row.mode))
+        os.chmod(path, row.mode & 0o777)
         os.utime(path, ns=(row.atime_ns, row.mtime_ns))
     return copied
 
@@ -305,13 +311,13 @@ def _copy_file(
     damage = _damage(directory, row.number, layers)
     parked = [(piece, piece.parked) for piece in pieces if piece.parked is not None]
     if not needs_base and not parked and not damage:
-        with path.open("xb") as file:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "r+b") as file:
             file.truncate(size)  # what nobody wrote is zeros, as it was on the mount
             for start, data in _known(directory, row.number, layers, pieces):
                 os.pwrite(file.fileno(), data, start)
         return Copied(row.key, True, f"{size} bytes")
     folder = path.with_name(f"{path.name}.parts")
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     for start, data in _known(directory, row.number, layers, pieces):
         (folder / str(start)).write_bytes(data)
     missing = f"the rest is in the bucket, {row.remote_key} version {row.remote_etag} of {store}" if needs_base else ""

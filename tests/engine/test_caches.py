@@ -6,6 +6,9 @@ import json
 import os
 import random
 import shutil
+import sqlite3
+import stat
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -123,6 +126,37 @@ async def test_recover(bench: Bench, tmp_path: Path) -> None:
     await rig.start()
     await rig.drained()  # nothing of it was touched
     assert bench.data("d/large") == BODY
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o6777, 0o7700, 0o600])
+async def test_recover_gives_nobody_the_rights_of_who_runs_it(bench: Bench, tmp_path: Path, mode: int) -> None:
+    """A user of the mount makes a set-uid file of their own; what root recovers is root's."""
+    rig = await bench.rig("xdg/s3fuse/cache")
+    await rig.put("f", b"program")
+    await rig.chmod("f", mode)
+    await rig.crash()
+    assert invoke("recover", rig.cache, tmp_path / "out")[0] == 0
+    assert stat.S_IMODE((tmp_path / "out/f").stat().st_mode) == mode & 0o777
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("key", ["link/x", "link/d/x", "link/new/x", "small/x", "link/d/", "link"])
+async def test_recover_stays_in_its_destination(bench: Bench, tmp_path: Path, key: str) -> None:
+    """Whatever a journal says: a name below a symlink leads nowhere else."""
+    (tmp_path / "outside/d").mkdir(parents=True)
+    rig = await bench.rig("xdg/s3fuse/cache")
+    await rig.symlink("link", str(tmp_path / "outside").encode())
+    await rig.put("small", b"small")
+    await rig.put("evil", b"evil")
+    await rig.crash()
+    with closing(sqlite3.connect(rig.cache / "journal.sqlite")) as db, db:
+        db.execute("UPDATE node SET key=? WHERE key='evil'", (key,))
+        db.execute("UPDATE node SET number=1000+number WHERE key='link'")  # it may come first, or last
+    code, text = invoke("recover", rig.cache, tmp_path / "out")
+    assert code == 1
+    assert "; not copied" in text
+    assert list((tmp_path / "outside").iterdir()) == [tmp_path / "outside/d"]
+    assert list((tmp_path / "outside/d").iterdir()) == []
 
 
 async def test_recover_of_damaged_bytes(bench: Bench, tmp_path: Path) -> None:
