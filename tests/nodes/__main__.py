@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.nodes.node import Plan
 from tests.nodes.run import play
 from tests.servers import minio, seaweedfs
 
@@ -29,8 +30,8 @@ def main() -> int:
     failed = True
     try:
         with start(folder / "server") as server:
-            seconds = arguments.minutes * 60
-            report = play(folder, server, f"nodes-{seed}", seed, seconds, versioned=arguments.versioned)
+            plan = Plan(seed, seconds=arguments.minutes * 60)
+            report = play(folder, server, f"nodes-{seed}", plan, versioned=arguments.versioned)
         print(report, flush=True)
         failed = bool(report.errors)
     finally:

@@ -78,3 +78,8 @@ def parse(data: bytes) -> list[Record]:
 
 def _last(records: list[Record]) -> str:
     return str(records[-1].id) if records else "nothing"
+
+
+def ids_in(data: bytes) -> set[Id]:
+    """The writes whose heads are anywhere in the bytes, also where these are mixed."""
+    return {Id(int(found[2]), int(found[3])) for found in _HEAD.finditer(data)}

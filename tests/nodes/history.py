@@ -97,14 +97,16 @@ class History:
     def _missing(self, write: Event) -> Finding:
         text = f"write {write.id} ({write.verb}) of {write.path}, {write.began:.3f} to {write.ended:.3f}"
         window = ""
+        # Appends keep it: their content ends where theirs does.
+        last = max([write.ended, *(one.ended for one in self.events if one.verb == "append" and write.id in one.seen)])
         paths = {write.path}  # where its content may be by and by: renames take it along
         for event in sorted(self.events, key=lambda event: event.ended):
             if event.errno or event.ended < write.began - LATE_S:
                 continue
-            near = write.began < event.ended and write.ended > event.began - KNOWN_S
+            near = write.began < event.ended and last > event.began - KNOWN_S
             if near and any(map(event.replaces, paths)):
                 return Finding("raced", f"{text}: {_told(event)} ran at that time", write.id)
-            if write.began < self._arrived(event) and write.ended > event.began and any(map(event.deletes, paths)):
+            if write.began < self._arrived(event) and last > event.began and any(map(event.deletes, paths)):
                 window = window or f"{text}: {_told(event)} deleted its old key at that time"
             if event.verb == "rename" and event.ended > write.began:
                 moved = {path for path in paths if _is_below(path, event.path)}

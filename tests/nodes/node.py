@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import random
 import threading
@@ -12,16 +13,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from tests.fuse.harness import S3FUSE, run
-from tests.nodes.content import NOBODY, Id, Mixed, parse, record
+from tests.nodes.content import NOBODY, Id, Mixed, ids_in, parse, record
 from tests.nodes.history import Event, Finding
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from tests.fuse.harness import Mount
     from tests.nodes.history import History
 
+#: What is in the name of every conflict file.
+CONFLICT = ".conflict-"
 FOLDERS = ("d0", "d1", "d2")
 NAMES = ("a", "b", "c")
 SIZES = (0, 1, 900, 5000, 70_000, 300_000)
@@ -33,7 +36,7 @@ STUCK_S = 60.0
 WEIGHTS = {
     "write": 30,
     "append": 18,
-    "create": 14,
+    "create": 24,
     "rename": 10,
     "unlink": 8,
     "chmod": 6,
@@ -47,6 +50,17 @@ WEIGHTS = {
 }
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How long each node works (`seconds`, or that many operations), and on what. `big` is the share of big files."""
+
+    seed: int
+    seconds: float = float("inf")
+    operations: float = float("inf")
+    weights: Mapping[str, float] = field(default_factory=lambda: WEIGHTS)
+    big: float = 0.01
+
+
 @dataclass
 class Node:
     """A node's hands. `history` and `findings` are shared by all nodes."""
@@ -55,22 +69,21 @@ class Node:
     mount: Mount
     history: History
     findings: list[Finding]
-    seed: int
-    big: float = 0.01
+    plan: Plan
     doing: Event | None = None
     writes: int = 0
-    kills: int = 0
     _random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.seed * 100 + self.number)
+        self._random = random.Random(self.plan.seed * 100 + self.number)
 
-    def work(self, until: Callable[[], bool], weights: dict[str, float] | None = None) -> None:
-        """Does one operation after the other as long as `until` is false."""
-        chosen = dict(WEIGHTS if weights is None else weights)
-        verbs, shares = list(chosen), list(chosen.values())
+    def work(self) -> None:
+        """Does one operation after the other as long as the plan says."""
+        verbs, shares = list(self.plan.weights), list(self.plan.weights.values())
+        end = time.monotonic() + self.plan.seconds
+        done = itertools.count()
         try:
-            while not until():
+            while next(done) < self.plan.operations and time.monotonic() < end:
                 getattr(self, f"_{self._random.choices(verbs, shares)[0]}")()
         except Exception as error:
             self.findings.append(Finding("stuck", f"node {self.number} cannot go on: {error!r}"))
@@ -98,7 +111,7 @@ class Node:
     def _put(self, handle: int, event: Event, base: Id) -> None:
         self.writes += 1
         event.id = Id(self.number, self.writes)
-        length = BIG_BYTES if self._random.random() < self.big else self._random.choice(SIZES)
+        length = BIG_BYTES if self._random.random() < self.plan.big else self._random.choice(SIZES)
         data = memoryview(record(event.id, base, length))
         if event.verb == "write":
             os.ftruncate(handle, 0)
@@ -117,12 +130,14 @@ class Node:
         try:
             return tuple(one.id for one in parse(bytes(data)))
         except Mixed as error:
-            if ".conflict-" not in event.path:
-                self.findings.append(Finding("mixed", f"node {self.number} reads {event.path}: {error}"))
+            if CONFLICT in event.path:  # where a base is gone, zeros are in its place, as README says
+                return tuple(ids_in(bytes(data)))
+            self.findings.append(Finding("mixed", f"node {self.number} reads {event.path}: {error}"))
             raise OSError(errno.ENODATA, "mixed") from None
 
     def _rename(self) -> None:
-        source, target = self._file(), self._file()
+        # Conflict files stay: under another name nobody would know that a part of them may be zeros.
+        source, target = self._file(conflicts=False), self._file(conflicts=False)
         with self._event("rename", source) as event:
             event.target = target
             event.seen = self._look(target)
@@ -135,16 +150,13 @@ class Node:
             os.unlink(self._at(event.path))
 
     def _look(self, path: str) -> tuple[Id, ...]:
-        try:
-            handle = os.open(self._at(path), os.O_RDONLY | os.O_NONBLOCK)
-        except OSError:
-            return ()
-        try:
-            return self._read(handle, Event(self.number, "look", path))
-        except OSError:
-            return ()
-        finally:
-            os.close(handle)
+        """What is in a file now; a version that is replaced while it is read is read again."""
+        for _ in range(3):
+            with suppress(OSError):
+                look = Event(self.number, "look", path)
+                with self._opened(look, os.O_RDONLY) as handle:
+                    return self._read(handle, look)
+        return ()
 
     def _chmod(self) -> None:
         with self._event("chmod", self._file()) as event:
@@ -184,12 +196,10 @@ class Node:
 
     def _kill(self) -> None:
         """SIGKILL for the worker in the middle of what comes next; another one goes on."""
-        with suppress(OSError, ValueError, KeyError):
-            pid = self.mount.worker_pid
-            timer = threading.Timer(self._random.random() / 2, self._kill_worker, (pid,))
+        with self._event("kill"):
+            timer = threading.Timer(self._random.random() / 2, self._kill_worker, (self.mount.worker_pid,))
             timer.daemon = True
             timer.start()
-            self.kills += 1
 
     @staticmethod
     def _kill_worker(pid: int) -> None:
@@ -201,14 +211,13 @@ class Node:
         with self._event("crash"):
             self.mount.kill()
             self.mount.start()
-            self.kills += 1
 
     # -- parts
 
-    def _file(self) -> str:
+    def _file(self, *, conflicts: bool = True) -> str:
         folder = self._random.choice(FOLDERS)
         name = self._random.choice(NAMES)
-        if self._random.random() < 0.1:
+        if conflicts and self._random.random() < 0.1:
             with suppress(OSError):
                 name = self._random.choice(os.listdir(self._at(folder)) or [name])
         return f"{folder}/{name}"

@@ -14,9 +14,9 @@ from minio.versioningconfig import ENABLED, VersioningConfig
 
 from s3fuse import control
 from tests.fuse.harness import Bucket, Mount, Mounts, s3_client
-from tests.nodes.content import Id, Mixed, parse
+from tests.nodes.content import Id, Mixed, ids_in, parse
 from tests.nodes.history import Finding, History
-from tests.nodes.node import FOLDERS, STUCK_S, Node
+from tests.nodes.node import CONFLICT, FOLDERS, STUCK_S, Node, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +58,7 @@ class Report:
 class Cluster:
     """The nodes, each with a mount that is there."""
 
-    def __init__(self, mounts: Mounts, server: Server, bucket: Bucket, seed: int, big: float) -> None:
+    def __init__(self, mounts: Mounts, server: Server, bucket: Bucket, plan: Plan) -> None:
         self.bucket = bucket
         self.findings: list[Finding] = []
         self.history = History()
@@ -67,17 +67,13 @@ class Cluster:
         self.nodes = []
         for number in range(1, NODES + 1):
             mount = mounts.new(server, name=f"node{number}", bucket=bucket.name)
-            self.nodes.append(Node(number, mount, self.history, self.findings, seed, big))
+            self.nodes.append(Node(number, mount, self.history, self.findings, plan))
         for folder in FOLDERS:
             (self.nodes[0].mount.mountpoint / folder).mkdir()
 
-    def run(self, seconds: float, weights: dict[str, float] | None = None) -> None:
+    def run(self) -> None:
         """Lets all work; a call that hangs is found, and freed by aborting the mount."""
-        end = time.monotonic() + seconds
-        threads = [
-            threading.Thread(target=node.work, args=(lambda: time.monotonic() > end, weights), daemon=True)
-            for node in self.nodes
-        ]
+        threads = [threading.Thread(target=node.work, daemon=True) for node in self.nodes]
         for thread in threads:
             thread.start()
         while any(thread.is_alive() for thread in threads):
@@ -156,23 +152,23 @@ class Cluster:
             response = self.bucket.client.get_object(
                 self.bucket.name, version.object_name, version_id=version.version_id
             )
-            ids = ",".join(sorted(map(str, _ids_in(response.read()))))
+            ids = ",".join(sorted(map(str, ids_in(response.read()))))
             response.close()
             self._versions[version.version_id] = f" {ids} "
         return when, f"{when} wrote{self._versions[version.version_id]}"
 
     def _records(self, key: str, data: bytes, report: Report) -> set[Id]:
-        is_conflict = ".conflict-" in key
+        is_conflict = CONFLICT in key
         report.kept["conflict files" if is_conflict else "files"] += 1
         try:
             return {one.id for one in parse(data)}
         except Mixed as error:
-            # A change of a part whose base is gone is laid over another version, which the log and status say.
+            # A change of a part whose base is gone has zeros or other bytes in its place: the log and status say so.
             kind = "laid over" if is_conflict else "mixed"
             report.kept[kind] += 1
             if not is_conflict:
                 self.findings.append(Finding("mixed", f"{key} in the bucket: {error}"))
-            return _ids_in(data)
+            return ids_in(data)
 
     def _compare(self, contents: dict[str, bytes], fresh: Mount) -> None:
         shown = {
@@ -194,45 +190,25 @@ class Cluster:
                 self.findings.append(Finding("traceback", f"node {node.number}: {told[:3000]}"))
 
 
-def _ids_in(data: bytes) -> set[Id]:
-    """The writes of which there is a head with a whole filler somewhere in the bytes."""
-    found = set()
-    for match in re.finditer(rb"([wa]) (\d{4}) (\d{10}) (\d{10}) \d{4} \d{10} +\n", data):
-        found.add(Id(int(match[2]), int(match[3])))
-    return found
-
-
 @contextmanager
-def cluster(
-    folder: Path, server: Server, bucket: str, seed: int, big: float = 0.01
-) -> Iterator[tuple[Cluster, Mounts]]:
+def cluster(folder: Path, server: Server, bucket: str, plan: Plan) -> Iterator[tuple[Cluster, Mounts]]:
     """Nodes on a new bucket, whose mounts end with the block."""
     with s3_client(server) as client:
         client.make_bucket(bucket)
         mounts = Mounts(folder, lambda _: bucket)
         try:
-            yield Cluster(mounts, server, Bucket(server, bucket, client), seed, big), mounts
+            yield Cluster(mounts, server, Bucket(server, bucket, client), plan), mounts
         finally:
             mounts.abort()
 
 
-def play(
-    folder: Path,
-    server: Server,
-    bucket: str,
-    seed: int,
-    seconds: float,
-    *,
-    big: float = 0.01,
-    weights: dict[str, float] | None = None,
-    versioned: bool = False,
-) -> Report:
+def play(folder: Path, server: Server, bucket: str, plan: Plan, *, versioned: bool = False) -> Report:
     """A whole run. The history is kept in `folder`. A `versioned` bucket tells what became of each write."""
-    with cluster(folder, server, bucket, seed, big) as (nodes, mounts):
+    with cluster(folder, server, bucket, plan) as (nodes, mounts):
         if versioned:
             nodes.bucket.client.set_bucket_versioning(bucket, VersioningConfig(ENABLED))
             nodes.versioned = True
-        nodes.run(seconds, weights)
+        nodes.run()
         nodes.rest()
         nodes.history.save(folder / "history.jsonl")
         fresh = mounts.new(server, name="fresh", bucket=bucket)
