@@ -11,7 +11,7 @@ import sqlite3
 import stat
 import tempfile
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,17 +21,20 @@ from s3fuse.errors import UserError
 from s3fuse.namespace.recovery import LOST, after_power_failure, lost_folders
 from s3fuse.writing import poison, wal
 from s3fuse.writing.checks import Damage, Segments
+from s3fuse.writing.extents import Extents
 from s3fuse.writing.journal import Journal
-from s3fuse.writing.layers import BASE, resolve
+from s3fuse.writing.layers import BASE, is_held, resolve
 from s3fuse.writing.lock import DirectoryLock
+from s3fuse.writing.proof import UNPROVEN, held, prove
 from s3fuse.writing.staging import reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from s3fuse.writing.checks import Read
-    from s3fuse.writing.layers import Piece
+    from s3fuse.writing.layers import Layer, Piece
     from s3fuse.writing.overlay import Overlay
+    from s3fuse.writing.proof import Proof
     from s3fuse.writing.rows import NodeRow, StagedLayer
 
 COPY_BYTES = 1 << 20
@@ -125,17 +128,18 @@ def _look_inside(cache: Cache, lock: DirectoryLock) -> None:
         with _read(cache.directory, lock) as journal:
             cache.store = journal.store
             cache.unfinished_uploads = len(journal.uploads())
-            layers, refusals = _layers(journal, cache.directory), journal.refusals()
+            proof = prove(journal, cache.directory / "staging")
+            layers, refusals = _layers(journal, cache.directory, proof), journal.refusals()
             for row in journal.nodes():
                 of_row = layers.get(row.number, [])
                 staged_bytes = sum(staged.layer.extents.total_bytes for staged in of_row)
-                damage = _damage(cache.directory, row.number, of_row)
+                damage = _doubt(row, proof) or _damage(cache.directory, row.number, of_row)
                 reason = damage or refusals.get(row.number) or "waits for the next mount"
                 name = row.key or f"{row.remote_key} (deleted)"
                 cache.waiting.append({"name": name, "bytes": staged_bytes, "reason": reason})
-            if journal.lost:
+            if proof.damage:
                 cache.problem = (
-                    f"{journal.lost}; mount its bucket again, which keeps all that is staged, or copy it out"
+                    f"{proof.damage}; mount its bucket again, which keeps all that is staged, or copy it out"
                 )
         cache.waiting_files = len(cache.waiting)
     except (UserError, sqlite3.Error, ValueError) as error:
@@ -146,9 +150,9 @@ def _look_inside(cache: Cache, lock: DirectoryLock) -> None:
 def _read(directory: Path, lock: DirectoryLock) -> Iterator[Journal]:
     """The journal, from a copy, with what it has lost (`Journal.lost`). Raises UserError and sqlite3.Error."""
     with tempfile.TemporaryDirectory(prefix="s3fuse-") as name:
-        for suffix in ("", *wal.SUFFIXES):
-            if (directory / (wal.FILE + suffix)).exists():
-                shutil.copyfile(directory / (wal.FILE + suffix), Path(name, wal.FILE + suffix))
+        for part in (*(wal.FILE + suffix for suffix in ("", *wal.SUFFIXES)), wal.NOTE):
+            if (directory / part).exists():
+                shutil.copyfile(directory / part, Path(name, part))
         before = wal.Before(Path(name), lock)
         with closing(sqlite3.connect(Path(name, wal.FILE))) as database:
             try:
@@ -157,19 +161,30 @@ def _read(directory: Path, lock: DirectoryLock) -> Iterator[Journal]:
             except (sqlite3.Error, TypeError, FileNotFoundError) as error:
                 raise UserError(f"{error}") from error
             with closing(index):
-                lost = before.lost(index)  # closing the database takes the log away
+                lost, is_mixed = before.lost(index), before.is_mixed(index)  # closing the database takes the log away
         journal = Journal(Path(name), store)
-        journal.lost = lost
+        journal.lost, journal.is_mixed = lost, is_mixed
         try:
             yield journal
         finally:
             journal.close()
 
 
-def _layers(journal: Journal, directory: Path) -> dict[int, list[StagedLayer]]:
+def _layers(journal: Journal, directory: Path, proof: Proof) -> dict[int, list[StagedLayer]]:
     """The layers as the next mount will take them."""
     layers = journal.layers()
-    return after_power_failure(layers, directory / "staging") if journal.rebooted else layers
+    if journal.rebooted:
+        layers = after_power_failure(layers, directory / "staging")
+    for number in proof.unproven:
+        layers[number] = [held(staged) for staged in layers.get(number, ())]
+    return layers
+
+
+def _doubt(row: NodeRow, proof: Proof) -> str:
+    """What a damaged journal does not prove of a change; "" where it does."""
+    if row in proof.wrong:
+        return "damaged: the journal does not prove this change, and it will not be carried out"
+    return f"damaged: {UNPROVEN}" if row.number in proof.unproven else ""
 
 
 def _damage(directory: Path, number: int, layers: Sequence[StagedLayer]) -> str:
@@ -239,8 +254,9 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
         lost = ""
         try:
             with _read(directory, lock) as journal:
-                yield from _copy_known(directory, destination, journal)
-                lost = journal.lost
+                proof = prove(journal, directory / "staging")
+                yield from _copy_known(directory, destination, journal, proof)
+                lost = proof.damage
         except (UserError, sqlite3.Error, ValueError) as error:
             lost = f"the journal cannot be read ({error})"
         for folder in lost_folders(directory):
@@ -251,10 +267,13 @@ def copy_out(directory: Path, destination: Path) -> Iterator[Copied]:
             yield Copied(f"{LOST}staging", False, f"{lost}: all that is staged, as it is")
 
 
-def _copy_known(directory: Path, destination: Path, journal: Journal) -> Iterator[Copied]:
+def _copy_known(directory: Path, destination: Path, journal: Journal, proof: Proof) -> Iterator[Copied]:
     """Everything that the journal names."""
-    layers, overlays = _layers(journal, directory), journal.overlays()
+    layers, overlays = _layers(journal, directory, proof), journal.overlays()
     for row in journal.nodes():
+        if row in proof.wrong:  # its name may be as wrong
+            yield Copied(row.key or row.remote_key or "", False, _doubt(row, proof))
+            continue
         overlay = overlays.get(row.number)
         try:
             yield _copy_row(directory, destination, row, layers.get(row.number, []), overlay, journal.store)
@@ -306,7 +325,7 @@ def _copy_file(
 ) -> Copied:
     assert row.key is not None
     size = layers[-1].layer.size_bytes if layers else 0
-    pieces = resolve([staged.layer for staged in layers], row.remote_size or 0, 0, size, overlay)
+    pieces = resolve([_as_known(staged.layer) for staged in layers], row.remote_size or 0, 0, size, overlay)
     needs_base = any(piece.source == BASE for piece in pieces)
     damage = _damage(directory, row.number, layers)
     parked = [(piece, piece.parked) for piece in pieces if piece.parked is not None]
@@ -320,6 +339,10 @@ def _copy_file(
     folder.mkdir(mode=0o700)
     for start, data in _known(directory, row.number, layers, pieces):
         (folder / str(start)).write_bytes(data)
+    for staged in layers:
+        own = directory / "staging" / f"{row.number}.{staged.layer.generation}"
+        if is_held(staged.layer) and own.exists():  # it may have more than the journal knows
+            shutil.copyfile(own, folder / f"staged-{staged.layer.generation}")
     missing = f"the rest is in the bucket, {row.remote_key} version {row.remote_etag} of {store}" if needs_base else ""
     if parked:
         lines = [f"{piece.start} {piece.stop} {at.key} {piece.start - at.shift}\n" for piece, at in parked]
@@ -329,6 +352,11 @@ def _copy_file(
     return Copied(
         row.key, False, f"not whole ({text}): its staged bytes are in {folder}, each file named by its offset"
     )
+
+
+def _as_known(layer: Layer) -> Layer:
+    """What the journal says of a layer, whether that is all or not."""
+    return replace(layer, poisoned=Extents()) if is_held(layer) else layer
 
 
 def _known(

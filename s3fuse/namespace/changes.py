@@ -11,9 +11,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import secrets
+import sqlite3
 import stat
 import time
 from collections import deque
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.attrs import Attributes
+from s3fuse.journal.seals import of_file
 from s3fuse.namespace.lateness import Lateness
 from s3fuse.namespace.retries import Retries
 from s3fuse.store.base import ObjectInfo
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 
 #: User metadata that tells an operation of ours, whose answer was lost, from somebody else's.
 TOKEN = "s3fuse-write"
+#: The seal of a file of which nothing is staged.
+UNCHANGED = of_file([], None)
 QUIET_S = 0.1
 SETTLE_S = 1.0
 #: So many entries of the queue that are void, and as many as count, may wait for their time.
@@ -44,6 +49,10 @@ def tokens(inode: Inode) -> list[str]:
     """What objects may carry that operations on the inode wrote that are not known to have happened."""
     written = inode.data.tokens[:1] if inode.data is not None else []
     return [token for token in (*written, *inode.token.split(",")) if token]
+
+
+def _seal(inode: Inode) -> int:
+    return inode.data.seal() if inode.data is not None else UNCHANGED
 
 
 class Changes:
@@ -69,12 +78,30 @@ class Changes:
         self._waiters: dict[int, list[trio.Event]] = {}
         self._wake = trio.Event()
 
-    def record(self, inode: Inode) -> None:
-        """Journals the inode as it is now and counts it as changed."""
+    def record(self, inode: Inode, *, is_whole: bool = True) -> None:
+        """Journals the inode as it is now and counts it as changed.
+
+        `is_whole` is False where a program is about to write the file; while it is open for writing it is not, anyway.
+        """
         self.inodes.keep(inode)
         inode.token = inode.token or f"{self._session}.{inode.number}"
-        self.journal.put_node(self.row(inode))
+        if is_whole:
+            self.put_row(inode)
+        else:
+            self.journal.put_node(self.row(inode))
         self.count(inode)
+
+    def put_row(self, inode: Inode) -> None:
+        """Journals the inode as it is now, with the seal of its last state that was whole."""
+        if not inode.writers:
+            inode.whole = _seal(inode)
+        self.journal.put_node(self.row(inode), inode.whole)
+
+    def seal(self, inode: Inode) -> None:
+        """Notes in the journal that the inode's file is whole as it is: somebody has closed or synced it."""
+        if inode.dirty and inode.linked and inode.whole != (seal := _seal(inode)):
+            self.journal.seal(inode.number, seal)
+            inode.whole = seal
 
     def count(self, inode: Inode) -> None:
         """Counts the inode as changed; where the journal could not record it, it learns of that when written anew."""
@@ -218,6 +245,7 @@ class Changes:
 
     def pop_due(self) -> Inode | None:
         """The next inode whose time has come, or None."""
+        self._record_seals()
         now = time.monotonic()
         while True:
             if self._timed and self._timed[0][0] <= now:
@@ -229,6 +257,11 @@ class Changes:
             if self._entry.get(inode.number, (-1, 0.0))[0] == order:
                 del self._entry[inode.number]
                 return inode
+
+    def _record_seals(self) -> None:
+        """Records seals soon after the last of many changes: each of these has taken those before it along."""
+        with suppress(OSError, sqlite3.DatabaseError):  # later, then
+            self.journal.record_deferred()
 
     def _stale(self, entry: tuple[float, int, Inode]) -> bool:
         return self._entry.get(entry[2].number, (-1, 0.0))[0] != entry[1]
@@ -251,7 +284,7 @@ class Changes:
         inode.error = None
         self.journal.drop_refusal(inode.number)
         if inode.dirty:
-            self.journal.put_node(self.row(inode))
+            self.put_row(inode)
             if not inode.writers:
                 self.settle(inode)
         else:

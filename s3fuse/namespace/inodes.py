@@ -102,6 +102,7 @@ class Inode:
         "uid",
         "valid_until",
         "version",
+        "whole",
         "writers",
         "xattrs",
     )
@@ -125,6 +126,7 @@ class Inode:
         self.attributes_known = True  # False: what is here are defaults, the bucket was not asked yet
         self.outdated = False  # they were known, but must be asked for again
         self.error: str | None = None
+        self.whole: int | None = None  # the seal of the last state of a file in which nobody wrote it
         self.token = ""  # tells what an operation on this inode wrote from what others wrote
         self.doubtful = False  # an operation whose outcome is unknown may have replaced the object at `remote.key`
         self.maybe_at: str | None = None  # a key that an operation whose outcome is unknown may have written

@@ -163,5 +163,6 @@ class Parking:
             self.changes.late.expect([(key, OF_NOBODY)])  # what the earlier process asked for may be done only now
             journal.drop_temporary(key)
             inode = table.get(number)
-            if inode is not None and inode.data is not None and len(inode.data.layers) > 1:
+            layers = inode.data.layers if inode is not None and inode.data is not None else ()
+            if inode is not None and inode.data is not None and len(layers) > 1 and not layers[0].poisoned:
                 inode.data.park(max(self.limits.part_bytes, inode.size // PACKS), self._new)

@@ -16,6 +16,7 @@ from s3fuse.store.base import ObjectInfo
 from s3fuse.writing.database import unreadable
 from s3fuse.writing.dirty import DirtyFile
 from s3fuse.writing.power import what_is_left
+from s3fuse.writing.proof import UNPROVEN, list_lost, prove
 from s3fuse.writing.rows import OF_NO_FILE, NodeRow, StagedLayer, decode_map, decode_xattrs
 from s3fuse.writing.staging import reader
 
@@ -27,12 +28,15 @@ if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.writing.journal import Journal
     from s3fuse.writing.leftovers import Uploads
+    from s3fuse.writing.proof import Proof
     from s3fuse.writing.staging import Staging
 
 log = logging.getLogger(__name__)
 
 #: What folders begin with that hold staged bytes which a damaged journal may have forgotten.
 LOST = "lost-"
+#: What is known in such a folder of what the journal has wrong.
+NAMES = "names"
 
 
 def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.Defaults) -> int:
@@ -43,6 +47,8 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
     """
     kept = [inode for inode in inodes.table.values() if inode.opens and not inode.linked]
     try:
+        proof = prove(changes.journal, staging.directory)
+        folder = _keep_what_is_lost(changes.journal, proof)
         rows = changes.journal.nodes()
         changes.journal.drop_layers_without_node(inode.number for inode in kept)
         layers = changes.journal.layers()
@@ -52,12 +58,14 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
     except (sqlite3.DatabaseError, ValueError) as error:
         raise unreadable(changes.journal.directory, error) from error
     named = ((number, staged) for number, of_file in layers.items() for staged in of_file)
-    staging.begin(named, keep_what_is_lost(changes.journal))
+    staging.begin(named, folder)
     inodes.reserve(max((row.number for row in rows), default=0))
     late: list[tuple[str, int]] = []
     for row in rows:
         inode = _place(inodes, row, defaults)
         _restore(inode, row, staging, layers.get(row.number, []))
+        if row.number in proof.unproven:
+            _hold(inode, staging)
         inodes.displace_if_moved(inode)
         key = inodes.object_key(inode)
         inode.version += 1
@@ -73,6 +81,7 @@ def recover(inodes: Inodes, changes: Changes, staging: Staging, defaults: attrs.
     for inode in kept:
         if inode.number not in changes.dirty:
             _restore_data(inode, staging, layers.get(inode.number, []))
+    changes.journal.note_recovered()
     changes.late.expect(late)
     inodes.leave_what_is_not_there()
     if rows:
@@ -116,15 +125,41 @@ def _record(layers: Mapping[int, list[StagedLayer]], journal: Journal) -> None:
         journal.note_boot()
 
 
-def keep_what_is_lost(journal: Journal) -> Path | None:
-    """Where staged bytes go that a damaged journal may have forgotten: None where it is whole."""
-    if not journal.lost:
+def _keep_what_is_lost(journal: Journal, proof: Proof) -> Path | None:
+    """Makes the folder for staged bytes that a damaged journal may have forgotten; None where it is whole.
+
+    What is wrong in the journal goes from it, and what is known of that is in the folder. Objects that were parked are
+    neither used nor deleted, unless a file that is known has them: nobody else may have their bytes.
+    """
+    if not proof.damage:
         return None
     folder = journal.directory / f"{LOST}{time.strftime('%Y%m%dT%H%M%S')}-{secrets.token_hex(2)}"
+    folder.mkdir(mode=0o700)
     log.error(
-        "%s; what was staged and is not known any more is kept in %s, see s3fuse cache list", journal.lost, folder
+        "%s; what was staged and is not known any more is kept in %s, see s3fuse cache list", proof.damage, folder
     )
+    wrong = {row.number for row in proof.wrong}
+    needed = {key for number, found in journal.overlays().items() if number not in wrong for key in found.objects()}
+    left = [(key, number) for key, number, _ in journal.temporaries() if key not in needed]
+    text = list_lost(proof.wrong, journal.layers())
+    text += "".join(f"object {key} has bytes of inode {number}\n" for key, number in left)
+    (folder / NAMES).write_text(text)
+    with journal.transaction():
+        for row in proof.wrong:
+            log.error("the change of %r is not carried out, since the journal was damaged", row.key or row.remote_key)
+            journal.drop_node(row.number)
+        for key, _ in left:
+            journal.drop_temporary(key)
     return folder
+
+
+def _hold(inode: Inode, staging: Staging) -> None:
+    """Keeps a file that may be half written where it is, out of the bucket."""
+    if inode.data is None:
+        inode.data = DirtyFile(staging, inode.number, inode.remote.size_bytes if inode.remote is not None else 0)
+    inode.data.hold(UNPROVEN)
+    inode.error = inode.data.poisoned_text()
+    log.error("%s: %s", inode.name or inode.number, inode.error)
 
 
 def lost_folders(directory: Path) -> list[str]:
@@ -135,7 +170,7 @@ def lost_folders(directory: Path) -> list[str]:
 def rewrite(changes: Changes, uploads: Uploads) -> None:
     """Puts everything that `recover` would need into an empty journal."""
     for inode in changes.dirty.values():
-        changes.journal.put_node(changes.row(inode))
+        changes.put_row(inode)
         if inode.error is not None:
             changes.journal.put_refusal(inode.number, inode.error)
     for inode in changes.inodes.table.values():  # also what is unlinked and open

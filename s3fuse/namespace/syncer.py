@@ -322,6 +322,7 @@ class Syncer:
     async def _upload(self, inode: Inode, key: str) -> None:
         data = inode.data
         assert data is not None
+        data.give_up_hidden()
         if text := data.poisoned_text():
             raise OSError(errno.EIO, text)
         data.freeze()

@@ -281,11 +281,13 @@ class Files:
             return
         if inode.data is not None:
             await inode.data.sync()  # before the journal's rows that name these bytes
+        self.core.changes.seal(inode)
         await self._sync_journal()
 
     async def _sync_journal(self) -> None:
         journal = self.core.staging.journal
         journal.note_boot()
+        journal.record_deferred()
         await trio.to_thread.run_sync(journal.sync)
 
     async def sync_directory(self, directory: Inode) -> None:
@@ -302,6 +304,8 @@ class Files:
         inode = handle.inode
         inode.opens -= 1
         inode.writers -= handle.writes
+        if handle.writes and not inode.writers:
+            self.core.changes.seal(inode)
         if inode.opens:
             if inode.dirty and not inode.writers:
                 self.core.changes.settle(inode)

@@ -111,8 +111,9 @@ class Names:
             if inode.listing is not None:
                 inode.listing.complete, inode.listing.valid_until = True, float("inf")
             self._modified(parent)
-            self.core.changes.record(inode)
-            if operation != operations.CREATE:  # whoever creates it has it open
+            is_whole = operation != operations.CREATE  # whoever creates it has it open
+            self.core.changes.record(inode, is_whole=is_whole)
+            if is_whole:
                 self.core.changes.settle(inode)
         return inode
 

@@ -18,6 +18,8 @@ from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple
 from zlib import crc32
 
+from s3fuse.journal.seals import of_segment, total
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -50,11 +52,20 @@ class Segment(NamedTuple):
     crc: int
     synced: int = 0
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether there can be such a segment."""
+        return 0 <= self.start < self.stop and self.start // BLOCK_BYTES == (self.stop - 1) // BLOCK_BYTES
+
     def fits(self, data: bytes | memoryview) -> bool:
         """Whether these can be its bytes."""
         if len(data) != self.stop - self.start or self.crc == DAMAGED:
             return False
         return self.crc == IN_DOUBT or crc32(data) == self.crc
+
+
+def _part(segment: Segment) -> int:
+    return of_segment(segment.start, segment.stop, segment.crc)
 
 
 class Step(NamedTuple):
@@ -71,11 +82,17 @@ class Step(NamedTuple):
 class Segments:
     """The segments of one layer: sorted and disjoint."""
 
-    __slots__ = ("_segments", "_starts")
+    __slots__ = ("_segments", "_starts", "_sum")
 
     def __init__(self, segments: Iterable[Segment] = ()) -> None:
         self._segments = sorted(segments)
         self._starts = [segment.start for segment in self._segments]
+        self._sum = sum(map(_part, self._segments))
+
+    @property
+    def sealed(self) -> int:
+        """What a seal has of them (see `seals.of_layer`)."""
+        return total((self._sum,))
 
     def __iter__(self) -> Iterator[Segment]:
         return iter(self._segments)
@@ -105,6 +122,7 @@ class Segments:
         else:
             at = bisect_left(self._starts, (step.before or step.after)[0].start)
             stop = at + len(step.before)
+        self._sum += sum(map(_part, step.after)) - sum(map(_part, self._segments[at:stop]))
         self._segments[at:stop] = step.after
         self._starts[at:stop] = [segment.start for segment in step.after]
 
@@ -209,6 +227,7 @@ class Segments:
     def clip(self, stop: int, read: Read) -> Segment | None:
         """Drops what is at or beyond `stop`; gives the segment that was cut, if there is one."""
         keep = bisect_left(self._starts, stop)
+        self._sum -= sum(map(_part, self._segments[keep:]))
         del self._segments[keep:], self._starts[keep:]
         if not keep or self._segments[-1].stop <= stop:
             return None
@@ -216,6 +235,7 @@ class Segments:
         old = read(whole.start, whole.stop)
         crc = crc32(old[: stop - whole.start]) if whole.fits(old) else DAMAGED
         self._segments[-1] = Segment(whole.start, stop, crc, whole.synced)
+        self._sum += _part(self._segments[-1]) - _part(whole)
         return self._segments[-1]
 
     def read(self, start: int, stop: int, read: Read) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from s3fuse.errors import UserError
@@ -10,19 +11,19 @@ from s3fuse.errors import UserError
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT = 4
+FORMAT = 5
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS node (
     number INTEGER PRIMARY KEY, key TEXT, mode INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
     atime_ns INTEGER NOT NULL, mtime_ns INTEGER NOT NULL, ctime_ns INTEGER NOT NULL, rdev INTEGER NOT NULL,
     xattrs TEXT NOT NULL, target BLOB, size INTEGER NOT NULL, token TEXT NOT NULL,
     remote_key TEXT, remote_etag TEXT, remote_size INTEGER, remote_metadata TEXT, remote_headers TEXT,
-    maybe_at TEXT
+    maybe_at TEXT, row_crc INTEGER, seal INTEGER
 ) STRICT;
 CREATE TABLE IF NOT EXISTS layer (
     number INTEGER NOT NULL, generation INTEGER NOT NULL, size INTEGER NOT NULL, below INTEGER NOT NULL,
     token TEXT NOT NULL, slot INTEGER, start INTEGER NOT NULL, stop INTEGER NOT NULL,
-    crc INTEGER NOT NULL, synced INTEGER NOT NULL, PRIMARY KEY (number, generation)
+    crc INTEGER NOT NULL, synced INTEGER NOT NULL, row_crc INTEGER, PRIMARY KEY (number, generation)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS segment (
     number INTEGER NOT NULL, generation INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
@@ -35,7 +36,7 @@ CREATE TABLE IF NOT EXISTS poisoned (
 CREATE TABLE IF NOT EXISTS upload (
     id INTEGER PRIMARY KEY, key TEXT NOT NULL, upload_id TEXT, begun_ns INTEGER NOT NULL
 ) STRICT;
-CREATE TABLE IF NOT EXISTS overlay (number INTEGER PRIMARY KEY, below INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS overlay (number INTEGER PRIMARY KEY, below INTEGER NOT NULL, row_crc INTEGER) STRICT;
 CREATE TABLE IF NOT EXISTS parked (
     number INTEGER NOT NULL, start INTEGER NOT NULL, stop INTEGER NOT NULL,
     key TEXT NOT NULL, etag TEXT NOT NULL, size INTEGER NOT NULL, shift INTEGER NOT NULL,
@@ -49,6 +50,8 @@ CREATE TABLE IF NOT EXISTS refusal (number INTEGER PRIMARY KEY, reason TEXT NOT 
 CREATE TABLE IF NOT EXISTS step (id INTEGER PRIMARY KEY, done INTEGER NOT NULL) STRICT;
 """
 
+_IDENTITY = "CREATE TABLE IF NOT EXISTS identity (format INTEGER NOT NULL, store TEXT NOT NULL, boot TEXT);"
+
 #: What makes a database of an earlier format one of the next.
 _CHANGES = {
     2: (
@@ -58,6 +61,13 @@ _CHANGES = {
         "UPDATE identity SET format=3;"
     ),
     3: "UPDATE identity SET format=4;",
+    4: (
+        "ALTER TABLE node ADD COLUMN row_crc INTEGER;"
+        "ALTER TABLE node ADD COLUMN seal INTEGER;"
+        "ALTER TABLE layer ADD COLUMN row_crc INTEGER;"
+        "ALTER TABLE overlay ADD COLUMN row_crc INTEGER;"
+        "UPDATE identity SET format=5;"
+    ),
 }
 
 
@@ -76,7 +86,8 @@ def full_disk(directory: Path) -> UserError:
 
 def is_full(error: sqlite3.DatabaseError) -> bool:
     """Whether a full disk is the reason: SQLite has another error for what it maps, which is the index of the log."""
-    return error.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+    code = getattr(error, "sqlite_errorcode", None)  # none where it is not SQLite that raises it
+    return code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 
 def connect(path: Path, directory: Path, store: str) -> sqlite3.Connection:
@@ -95,6 +106,8 @@ def connect(path: Path, directory: Path, store: str) -> sqlite3.Connection:
         if is_full(error):
             raise full_disk(directory) from error
         raise unreadable(directory, error) from error
+    except UnicodeDecodeError as error:  # a text in it, or one of SQLite's own about it, is damaged
+        raise unreadable(directory, error) from error
     return db
 
 
@@ -106,7 +119,7 @@ def _prepare(db: sqlite3.Connection, directory: Path, store: str) -> None:
     (state,) = execute("PRAGMA quick_check(1)").fetchone()
     if state != "ok":
         raise sqlite3.DatabaseError(state)
-    execute("CREATE TABLE IF NOT EXISTS identity (format INTEGER NOT NULL, store TEXT NOT NULL, boot TEXT)")
+    execute(_IDENTITY)
     found = execute("SELECT format, store FROM identity").fetchone()
     if found is None:
         execute("INSERT INTO identity VALUES (?, ?, NULL)", (FORMAT, store))
@@ -123,3 +136,13 @@ def _prepare(db: sqlite3.Connection, directory: Path, store: str) -> None:
         changes = "".join(_CHANGES[step] for step in range(found[0], FORMAT))
         db.executescript(f"BEGIN IMMEDIATE;{changes}COMMIT;")
     db.executescript(SCHEMA)
+    _check_tables(db)
+
+
+def _check_tables(db: sqlite3.Connection) -> None:
+    """Raises sqlite3.DatabaseError where a table or column has another name: a new table would hide its rows."""
+    query = "SELECT m.name, c.name FROM sqlite_schema m, pragma_table_info(m.name) c WHERE m.type='table'"
+    with closing(sqlite3.connect(":memory:")) as wanted:
+        wanted.executescript(f"{_IDENTITY}{SCHEMA}")
+        if set(db.execute(query)) != set(wanted.execute(query)):
+            raise sqlite3.DatabaseError("its tables are not those of its format")

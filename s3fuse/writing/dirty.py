@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from s3fuse.journal.seals import of_file, of_layer
 from s3fuse.staging.slab import SLOT_BYTES
 from s3fuse.writing import poison
 from s3fuse.writing.checks import Damage, Segments
 from s3fuse.writing.durable import sync_files, sync_names
 from s3fuse.writing.extents import Extents
-from s3fuse.writing.layers import HOLE, POISONED, Layer, Piece, resolve
+from s3fuse.writing.layerrows import LayerRows
+from s3fuse.writing.layers import ENDLESS, HOLE, POISONED, Layer, Piece, is_held, resolve
 from s3fuse.writing.overlay import pack
 from s3fuse.writing.parking import Pack, ParkedFile
 from s3fuse.writing.places import Places
@@ -39,16 +41,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: What says which layers a file has.
-_CONTAINERS: Final = ("layers", "tokens", "outdated_tokens", "_segments", "_unchecked", "_homes")
+_CONTAINERS: Final = ("layers", "tokens", "outdated_tokens", "_segments", "_unchecked")
 
 
 class DirtyFile:
     """What one regular file has on top of its object: layers, oldest first. Sizes and offsets in bytes."""
 
     __slots__ = (
-        "_behind",
-        "_homes",
         "_places",
+        "_rows",
         "_segments",
         "_syncing",
         "_unchecked",
@@ -79,8 +80,7 @@ class DirtyFile:
         self._syncing: trio.Lock | None = None
         self._segments: dict[int, Segments] = {}  # generation -> checksums of what is staged
         self._unchecked: set[int] = set()  # generations that an earlier process staged, and nobody has read since
-        self._homes: dict[int, int] = {}  # generation -> `home` of its journal row, where it has one
-        self._behind: set[int] = set()  # generations of which the journal may have less than memory
+        self._rows = LayerRows(staging.journal, number, self._staged)
 
     @classmethod
     def recovered(cls, staging: Staging, number: int, base_bytes: int, layers: Sequence[StagedLayer]) -> DirtyFile:
@@ -90,15 +90,15 @@ class DirtyFile:
             generation = staged.layer.generation
             self.layers.append(staged.layer)
             self.tokens.append(staged.token)
-            self._homes[generation] = staged.home
+            self._rows.found(staged)
             self._segments[generation] = Segments(staged.segments)
             self._unchecked.add(generation)
             self.poison_reason = staged.reason or self.poison_reason
             self._places.recovered(generation, staged.slot)
             staging.ledger.staged_bytes += staged.layer.extents.total_bytes
         # The oldest layer may be in the bucket already, unknown to the journal: what is written now must not join it.
-        # A poisoned one was never sent, and what heals it must.
-        self.frozen = bool(layers) and not layers[0].layer.poisoned
+        # One with poisoned bytes was never sent, and what heals it must; one that is held may have been.
+        self.frozen = bool(layers) and (not layers[0].layer.poisoned or is_held(layers[0].layer))
         return self
 
     def check_lengths(self) -> None:
@@ -138,6 +138,8 @@ class DirtyFile:
         if len(self.layers) < 2:
             return False
         seen = self.pieces(0, self.size)
+        if any(piece.source == POISONED for piece in seen):  # what is hidden by that may be all there is
+            return False
         without = resolve(self.layers[1:], self.base_bytes, 0, self.size, self.parked.overlay)
         if seen != [piece._replace(source=piece.source + 1) if piece.source >= 0 else piece for piece in without]:
             return False
@@ -148,6 +150,11 @@ class DirtyFile:
             self._discard(self._pop_oldest())
         self.damaged = ""
         return True
+
+    def give_up_hidden(self) -> None:
+        """Drops poisoned layers of which nothing is seen any more."""
+        while self.layers[0].poisoned and self.give_up_oldest():
+            pass
 
     @property
     def size(self) -> int:
@@ -166,6 +173,7 @@ class DirtyFile:
             undo.call(self._places.keep())
             undo.call(partial(self._put_back, [copy(getattr(self, name)) for name in _CONTAINERS]))
             self.parked.keep(undo)
+            self._rows.keep()
 
     def _put_back(self, containers: list[Any]) -> None:
         for name, container in zip(_CONTAINERS, containers, strict=True):
@@ -187,6 +195,9 @@ class DirtyFile:
         """The layer that takes changes: a new one where there was none, or the only one is frozen."""
         if self.layers and not (self.frozen and len(self.layers) == 1):
             return self.layers[-1]
+        return self._push()
+
+    def _push(self) -> Layer:
         self._keep()
         layer = Layer(self.staging.new_generation(), Extents(), self.size, self.size)
         self.layers.append(layer)
@@ -208,57 +219,24 @@ class DirtyFile:
         stop = offset + len(data)
         if stop > SLOT_BYTES and self._places.slot(generation) is not None:
             self._spill(layer)
-        journal, segments = self.staging.journal, self._segments[generation]
+        segments = self._segments[generation]
         steps = segments.write(offset, data, partial(self._places.read, generation))
         if self._places.slot(generation) is not None and segments.has_synced(offset, stop):
             self._spill(layer)  # bytes that a power failure must not take are overwritten only where nobody else's were
-        home = self._home(generation)
-        if home is not None and any(step.overwrites for step in steps):
-            journal.doubt_segments(self.number, generation, home, steps)
-            segments.doubt(steps)
+        self._rows.doubt(generation, segments, steps)
         try:
             self._places.write(generation, offset, data)
         except OSError:
             with suppress(OSError):
                 self._places.give_back(generation, layer.extents)
             raise
-        before, was_poisoned = layer.extents.total_bytes, layer.poisoned.overlaps(offset, stop)
+        before = layer.extents.total_bytes
+        healed = (offset, stop) if layer.poisoned.overlaps(offset, stop) else None
         layer.write(offset, stop)
         self.staging.ledger.staged_bytes += layer.extents.total_bytes - before
         for step in steps:
             segments.apply(step)
-        try:
-            if home is None:
-                self._put(layer)
-            else:
-                self._homes[generation] = journal.change_segments(self.number, generation, home, steps)
-            if was_poisoned:
-                journal.heal(self.number, generation, offset, stop)
-        except BaseException:
-            self._fall_behind(generation)
-            raise
-
-    def _home(self, generation: int) -> int | None:
-        """Where the journal has the layer; None where all of it is still to be recorded."""
-        return None if generation in self._behind else self._homes.get(generation)
-
-    def _fall_behind(self, generation: int) -> None:
-        """Memory has what the journal could not record of a layer: the next change records all of it."""
-        self._behind.add(generation)
-
-    def _put(self, layer: Layer) -> None:
-        """Records a layer as a whole."""
-        journal, generation = self.staging.journal, layer.generation
-        if generation not in self._behind:
-            self._homes[generation] = journal.put_layer(self._staged(layer), self.number)
-            return
-        with journal.transaction():
-            home = journal.replace_layer(self._staged(layer), self.number)
-            journal.heal(self.number, generation)
-            for start, stop in layer.poisoned:
-                journal.poison(self.number, generation, start, stop, self.poison_reason)
-        self._homes[generation] = home
-        self._behind.discard(generation)
+        self._rows.written(layer, steps, healed)
 
     def poison(self, start: int, stop: int, reason: str) -> None:
         """Bytes [start, stop) could not be staged and are lost (see `poison`). Raises OSError, sqlite3.DatabaseError.
@@ -267,15 +245,35 @@ class DirtyFile:
         """
         layer, self.poison_reason = self._top(), reason
         layer.poison(start, stop)
-        generation, journal = layer.generation, self.staging.journal
-        try:
-            with journal.transaction():
-                if self._home(generation) is None:
-                    self._put(layer)
-                journal.poison(self.number, generation, start, stop, reason)
-        except BaseException:
-            self._fall_behind(generation)
-            raise
+        self._rows.poisoned(layer, start, stop, reason)
+
+    def hold(self, reason: str) -> None:
+        """What the journal has of the file may be half of it: it is kept, and neither read nor uploaded.
+
+        Until it is cut to nothing, that is: what is written then is in a layer, and under a token, of its own.
+        """
+        with self.staging.journal.transaction():
+            self._push()
+            self.frozen, self.poison_reason = True, reason
+            for layer in self.layers:
+                layer.poison(0, ENDLESS)
+                self._rows.poisoned(layer, 0, ENDLESS, reason)
+
+    def seal(self) -> int:
+        """The seal of the file as it is now (see `seals`)."""
+        overlay = self.parked.overlay
+        layers = [
+            of_layer(
+                layer.generation,
+                layer.size_bytes,
+                layer.below_bytes,
+                token,
+                layer.poisoned,
+                self._segments[layer.generation].sealed,
+            )
+            for layer, token in zip(self.layers, self.tokens, strict=True)
+        ]
+        return of_file(layers, None if overlay is None else overlay.checksum(self.number))
 
     def poisoned_text(self) -> str:
         """What a user is told of poisoned bytes; "" where there are none."""
@@ -299,13 +297,7 @@ class DirtyFile:
         self.staging.ledger.staged_bytes += layer.extents.total_bytes - before
         if layer.extents.total_bytes < before:
             self._was_cut(generation, is_promised=is_promised)
-        home = self._home(generation)
-        if home is None:
-            self._put(layer)
-            return
-        self._homes[generation] = self.staging.journal.cut_layer(layer, self.number, home, cut)
-        if was_poisoned:
-            self.staging.journal.heal(self.number, generation, size)
+        self._rows.cut(layer, cut, healed=was_poisoned)
 
     def _was_cut(self, generation: int, *, is_promised: bool) -> None:
         """Has the disk take back what a layer no longer needs, or notes that it may.
@@ -331,14 +323,13 @@ class DirtyFile:
     def _staged(self, layer: Layer) -> StagedLayer:
         token = self.tokens[self.layers.index(layer)]
         generation = layer.generation
-        return StagedLayer(layer, token, self._places.slot(generation), list(self._segments[generation]))
+        slot, segments = self._places.slot(generation), list(self._segments[generation])
+        return StagedLayer(layer, token, slot, segments, reason=self.poison_reason)
 
     def journal_again(self) -> None:
         """Records every layer in a journal that knows nothing of the file."""
         self._keep()
-        self._behind.update(layer.generation for layer in self.layers)
-        for layer in self.layers:
-            self._put(layer)
+        self._rows.put_again(self.layers)
         self.parked.journal_again()
 
     def _spill(self, layer: Layer) -> None:
@@ -348,24 +339,18 @@ class DirtyFile:
         """
         generation = layer.generation
         fd, slot = self._places.leave_slot(generation, layer.extents)
-        home = self._homes.get(generation)
         try:
             is_synced = self._segments[generation].has_synced(0)
             if is_synced:
                 sync_files([os.dup(fd)])
                 sync_names(self.staging.directory)
-            if home is not None:
-                self._homes[generation] = self.staging.journal.replace_layer(self._staged(layer), self.number)
+            self._rows.keep()
+            self._rows.moved(layer)
         except BaseException:
             self._places.back_to_slot(generation, slot)
             raise
-        self.staging.journal.undo.call(partial(self._unspill, generation, slot, home))
+        self.staging.journal.undo.call(partial(self._places.back_to_slot, generation, slot))
         self.staging.journal.after_commit(partial(self._leave_slot, slot, is_synced))
-
-    def _unspill(self, generation: int, slot: int, home: int | None) -> None:
-        if home is not None:
-            self._homes[generation] = home
-        self._places.back_to_slot(generation, slot)
 
     def _leave_slot(self, slot: int, is_synced: bool) -> None:
         if is_synced:
@@ -414,7 +399,7 @@ class DirtyFile:
         if not self.parked.packs:
             self.freeze()
             if len(self.layers) == 1:  # a changed file always has one: its token is that of the next upload
-                self._put(self._top())
+                self._rows.put(self._top())
             extents = self.layers[0].extents
             self.parked.begin([Pack(ranges, new()) for ranges in pack(extents, extents.total_bytes, pack_bytes)])
         return self.parked.packs
@@ -436,12 +421,7 @@ class DirtyFile:
         self.parked.clear()
 
     def _discard(self, layer: Layer) -> None:
-        with self.staging.journal.transaction():
-            self.staging.journal.drop_layer(self.number, layer.generation)
-            if layer.poisoned:
-                self.staging.journal.heal(self.number, layer.generation)
-        self._homes.pop(layer.generation, None)
-        self._behind.discard(layer.generation)
+        self._rows.drop(layer)
         self._unchecked.discard(layer.generation)
         self._segments.pop(layer.generation, None)
         self.staging.ledger.staged_bytes -= layer.extents.total_bytes
@@ -459,9 +439,8 @@ class DirtyFile:
             begun = {layer.generation: self._segments[layer.generation].syncing() for layer in self.layers}
             await self._sync_files()
             for generation, segments in begun.items():
-                if generation in self._homes and segments:
-                    done = self._segments[generation].synced(segments)
-                    self.staging.journal.note_synced(self.number, generation, self._homes[generation], done)
+                if generation in self._segments and segments:
+                    self._rows.synced(generation, self._segments[generation].synced(segments))
         if text := self.poisoned_text():
             raise OSError(errno.EIO, text)
 

@@ -30,16 +30,20 @@ class MemoryJournal(Journal):
         self.directory = Path(f"memory of process {os.getpid()}")
         self.store = store
         self.suspect = ""
-        self.lost = ""
+        self.lost, self.is_mixed = "", False
         self._boot, self._noted = "", False
         self.undo = Undo()
         self._after: list[Callable[[], None]] = []
+        self._deferred: dict[int, tuple[str, tuple[object, ...]]] = {}
         self._db = connect(Path(":memory:"), self.directory, store)
         with ExitStack() as stack:
             stack.callback(self._db.close)
             self._held = stack.pop_all()
 
     def _check_room(self, least_bytes: int, rows: int) -> None:
+        """There is no disk."""
+
+    def note_recovered(self) -> None:
         """There is no disk."""
 
     def keep_directory(self) -> bool:

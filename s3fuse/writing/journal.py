@@ -17,12 +17,13 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
+from s3fuse.journal.seals import of_row
 from s3fuse.writing.checks import IN_DOUBT, Segment
 from s3fuse.writing.durable import boot_id
 from s3fuse.writing.extents import Extents
 from s3fuse.writing.layers import ENDLESS, Layer
 from s3fuse.writing.overlay import Overlay, Parked, Range
-from s3fuse.writing.rows import HOMELESS, BegunUpload, NodeRow, StagedLayer
+from s3fuse.writing.rows import HOMELESS, BegunUpload, FoundNode, NodeRow, StagedLayer
 from s3fuse.writing.transactions import Transactions
 
 if TYPE_CHECKING:
@@ -30,6 +31,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from s3fuse.writing.checks import Step
+
+
+def _head_checksum(number: int, generation: int, size: int, below: int, token: str, slot: int | None) -> int:
+    """The checksum of the part of a layer's row that is not about its first segment."""
+    return of_row((number, generation, size, below, slot), (token,))
 
 
 class Journal(Transactions):
@@ -54,10 +60,20 @@ class Journal(Transactions):
             self._execute("UPDATE identity SET boot=?", (self._boot,))
             self._noted = True
 
-    def put_node(self, row: NodeRow) -> None:
-        self._execute("INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)", row)
+    def put_node(self, row: NodeRow, seal: int | None = None) -> None:
+        """Records an inode. `seal` is that of the last moment when its file was whole (see `seals`), None: never."""
+        self._deferred.pop(row.number, None)
+        self._execute(
+            "INSERT OR REPLACE INTO node VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
+            (*row, row.checksum(), seal),
+        )
+
+    def seal(self, number: int, seal: int) -> None:
+        """Records that the file is whole now, with the next transaction."""
+        self.defer(number, "UPDATE node SET seal=? WHERE number=?", (seal, number))
 
     def drop_node(self, number: int) -> None:
+        self._deferred.pop(number, None)
         self._execute("DELETE FROM node WHERE number=?", (number,))
 
     def put_refusal(self, number: int, reason: str) -> None:
@@ -79,12 +95,13 @@ class Journal(Transactions):
         """Records a layer with all its segments, of which none is recorded; gives its `home`."""
         layer, segments = staged.layer, staged.segments
         first = segments[0] if segments else Segment(0, 0, 0)
-        row = (number, layer.generation, layer.size_bytes, layer.below_bytes, staged.token, staged.slot, *first)
+        head = (number, layer.generation, layer.size_bytes, layer.below_bytes, staged.token, staged.slot)
+        row = (*head, *first, _head_checksum(*head))
         if len(segments) <= 1:
-            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
             return first.start if segments else HOMELESS
         with self.transaction():
-            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?,?)", row)
+            self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
             self._insert(number, layer.generation, segments[1:])
         return first.start
 
@@ -149,13 +166,15 @@ class Journal(Transactions):
             for segment in segments:
                 self._update(number, generation, home, segment)
 
-    def cut_layer(self, layer: Layer, number: int, home: int, cut: Segment | None) -> int:
+    def cut_layer(self, staged: StagedLayer, number: int, home: int, cut: Segment | None) -> int:
         """Records that a layer has another size and no segments beyond it, `cut` a new end; gives its `home`."""
+        layer = staged.layer
         whose = (number, layer.generation)
+        row_crc = _head_checksum(*whose, layer.size_bytes, layer.below_bytes, staged.token, staged.slot)
         with self.transaction():
             self._execute(
-                "UPDATE layer SET size=?, below=? WHERE number=? AND generation=?",
-                (layer.size_bytes, layer.below_bytes, *whose),
+                "UPDATE layer SET size=?, below=?, row_crc=? WHERE number=? AND generation=?",
+                (layer.size_bytes, layer.below_bytes, row_crc, *whose),
             )
             self._execute(
                 "DELETE FROM segment WHERE number=? AND generation=? AND start>=?", (*whose, layer.size_bytes)
@@ -215,30 +234,41 @@ class Journal(Transactions):
 
     def nodes(self) -> list[NodeRow]:
         """Every row; parents come before what is in them."""
-        return [NodeRow(*row) for row in self._execute("SELECT * FROM node ORDER BY key")]
+        return [found.row for found in self.found_nodes()]
+
+    def found_nodes(self) -> list[FoundNode]:
+        """The same with what says whether they are right."""
+        found = []
+        for *values, row_crc, seal in self._execute("SELECT * FROM node ORDER BY key"):
+            row = NodeRow(*values)
+            found.append(FoundNode(row, row_crc in (None, row.checksum()), seal))
+        return found
 
     def layers(self) -> dict[int, list[StagedLayer]]:
         """The layers of every file, oldest first, by inode number."""
         segments: dict[tuple[int, int], list[Segment]] = {}
-        for number, generation, *segment in self._execute("SELECT * FROM segment"):
-            segments.setdefault((number, generation), []).append(Segment(*segment))
+        for number, generation, *values in self._execute("SELECT * FROM segment"):
+            segments.setdefault((number, generation), []).append(Segment(*values))
         poisoned: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
         for number, generation, start, stop, why in self._execute("SELECT * FROM poisoned"):
             poisoned.setdefault((number, generation), []).append((start, stop, why))
         found: dict[int, list[StagedLayer]] = {}
-        for number, generation, size, below, token, slot, *first in self._execute(
+        for number, generation, size, below, token, slot, *first, row_crc in self._execute(
             "SELECT * FROM layer ORDER BY number, generation"
         ):
-            of_layer = [Segment(*first)] if first[0] < first[1] else []
-            of_layer += segments.get((number, generation), [])
+            is_right = row_crc in (None, _head_checksum(number, generation, size, below, token, slot))
+            all_of_layer = [Segment(*first)] if any(first) else []
+            all_of_layer += segments.get((number, generation), [])
+            of_layer = [segment for segment in all_of_layer if segment.is_possible]
+            is_right = is_right and len(of_layer) == len(all_of_layer)
             extents = Extents((segment.start, segment.stop) for segment in of_layer)
             layer = Layer(generation, extents, below, max(size, extents.end))
             reason = ""
             for start, stop, why in poisoned.get((number, generation), ()):
                 layer.poison(start, stop)
                 reason = why
-            home = first[0] if first[0] < first[1] else HOMELESS
-            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home, size, reason))
+            home = first[0] if any(first) else HOMELESS
+            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home, size, reason, is_right))
         return found
 
     # -- parked bytes: `temporary` has every object that may be there, `parked` what they hold of a file
@@ -267,7 +297,8 @@ class Journal(Transactions):
     def put_overlay(self, number: int, before: Overlay | None, after: Overlay) -> None:
         """Records the overlay of a file, of which `before` is recorded."""
         old, new = set(before or ()), set(after)
-        self._execute("INSERT OR REPLACE INTO overlay VALUES (?,?)", (number, after.below_bytes))
+        row_crc = after.checksum(number)
+        self._execute("INSERT OR REPLACE INTO overlay VALUES (?,?,?)", (number, after.below_bytes, row_crc))
         gone = [(number, found.start) for found in old - new]
         for whose in gone:
             self._execute("DELETE FROM parked WHERE number=? AND start=?", whose)
@@ -281,11 +312,28 @@ class Journal(Transactions):
 
     def overlays(self) -> dict[int, Overlay]:
         """The overlay of every file that has one, by inode number."""
+        return {number: overlay for number, (overlay, _) in self.found_overlays().items()}
+
+    def found_overlays(self) -> dict[int, tuple[Overlay, bool]]:
+        """The same with whether they are right."""
         ranges: dict[int, list[Range]] = {}
         for number, start, stop, *where in self._execute("SELECT * FROM parked"):
             ranges.setdefault(number, []).append(Range(start, stop, Parked(*where)))
-        found = self._execute("SELECT number, below FROM overlay")
-        return {number: Overlay(below, ranges.get(number, [])) for number, below in found}
+        found = {}
+        for number, below, row_crc in self._execute("SELECT * FROM overlay"):
+            overlay = Overlay(below, ranges.pop(number, []))
+            found[number] = (overlay, row_crc in (None, overlay.checksum(number)))
+        return found
+
+    def strays(self) -> list[int]:
+        """The numbers of files that rows are about which belong to no layer or overlay: something is not right."""
+        layer = "SELECT 1 FROM layer WHERE layer.number={0}.number AND layer.generation={0}.generation"
+        overlay = "SELECT 1 FROM overlay WHERE overlay.number={0}.number"
+        found: list[int] = []
+        for table, above in (("segment", layer), ("poisoned", layer), ("parked", overlay)):
+            rows = self._execute(f"SELECT DISTINCT number FROM {table} WHERE NOT EXISTS ({above.format(table)})")
+            found += [number for (number,) in rows]
+        return found
 
     def drop_layers_without_node(self, but: Iterable[int] = ()) -> None:
         """Forgets what was staged for files that were unlinked while open, `but` for those that are open still."""

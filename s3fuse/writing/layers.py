@@ -84,6 +84,11 @@ class Layer:
         self.size_bytes = size
 
 
+def is_held(layer: Layer) -> bool:
+    """Whether it is not known if the layer is whole."""
+    return layer.poisoned.end == ENDLESS
+
+
 def resolve(
     layers: Sequence[Layer], base_bytes: int, start: int, stop: int, overlay: Overlay | None = None
 ) -> list[Piece]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING, NamedTuple
 
+from s3fuse.journal.seals import of_row
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
@@ -41,6 +43,14 @@ class Overlay:
 
     def __iter__(self) -> Iterator[Range]:
         return iter(self._ranges)
+
+    def checksum(self, number: int) -> int:
+        """The checksum of all of it, as the overlay of file `number`."""
+        numbers, texts = [number, self.below_bytes], list[str]()
+        for start, stop, (key, etag, size_bytes, shift) in self._ranges:
+            numbers += (start, stop, size_bytes, shift)
+            texts += (key, etag)
+        return of_row(numbers, texts)
 
     def objects(self) -> set[str]:
         """The objects that have bytes which are still part of the file."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from s3fuse.writing.layers import ENDLESS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -23,6 +25,11 @@ def text(layers: Iterable[Layer], reason: str) -> str:
     ranges = sorted(found for layer in layers for found in layer.poisoned)
     if not ranges:
         return ""
+    if ranges[-1][1] == ENDLESS:
+        return (
+            f"damaged: {reason}; it is not uploaded until it is written anew from its beginning, or removed "
+            "(s3fuse cache recover copies out what is there)"
+        )
     named = ", ".join(f"{start} to {stop}" for start, stop in ranges[:_NAMED])
     if len(ranges) > _NAMED:
         named += f" and {len(ranges) - _NAMED} more ranges"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
+from s3fuse.journal.seals import of_row
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -40,12 +42,27 @@ class NodeRow(NamedTuple):
     remote_headers: str | None
     maybe_at: str | None
 
+    def checksum(self) -> int:
+        """The checksum of all of it."""
+        numbers = (*self[0:1], *self[2:9], self.size, self.remote_size)
+        texts = (self.key, *self[9:11], *self[12:15], *self[16:])
+        return of_row(numbers, texts)
+
+
+class FoundNode(NamedTuple):
+    """A row of `node` as it was read; `is_right`: it is the one that was recorded. `seal`: see `seals`."""
+
+    row: NodeRow
+    is_right: bool
+    seal: int | None
+
 
 class StagedLayer(NamedTuple):
     """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments.
 
     `home` is where the segment starts that the layer's own row has, HOMELESS for none; `row_bytes` is the size in that
     row: what the file had when the layer was recorded or last truncated. `reason` says why bytes of it are poisoned.
+    `is_right`: its row is the one that was recorded, as far as its checksum says.
     """
 
     layer: Layer
@@ -55,6 +72,7 @@ class StagedLayer(NamedTuple):
     home: int = HOMELESS
     row_bytes: int = 0
     reason: str = ""
+    is_right: bool = True
 
 
 class BegunUpload(NamedTuple):

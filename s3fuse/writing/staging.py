@@ -168,14 +168,15 @@ class Staging:
         """
         used: set[int] = set()
         files: set[str] = {SLAB}
+        slots = -(-os.fstat(self.slab.descriptor).st_size // SLOT_BYTES)
         for number, staged in layers:
-            self._generation = max(self._generation, staged.layer.generation)
+            if staged.is_right:
+                self._generation = max(self._generation, staged.layer.generation)
             if staged.slot is None:
                 files.add(f"{number}.{staged.layer.generation}")
-            else:
+            elif staged.is_right or staged.slot < slots:
                 used.add(staged.slot)
         if keep_in is not None:
-            keep_in.mkdir(mode=0o700)
             shutil.copy2(self.directory / SLAB, keep_in / SLAB)
         self.slab.begin(used)
         for entry in os.scandir(self.directory):

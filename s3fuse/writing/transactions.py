@@ -29,7 +29,8 @@ FULL = "a change was not recorded, the disk was full"
 class Transactions:
     """The database in one cache directory, locked against a second process while open.
 
-    `lost` says what it has lost since it was last open, as a text ("": nothing), `suspect` why it may not have what it
+    `lost` says what it has lost since it was last open, as a text ("": nothing); with `is_mixed` what is left is of
+    different moments. `suspect` why it may not have what it
     was given since then.
     """
 
@@ -44,9 +45,11 @@ class Transactions:
         self.suspect = ""
         self.undo = Undo()
         self._after: list[Callable[[], None]] = []
+        self._deferred: dict[int, tuple[str, tuple[object, ...]]] = {}
         with ExitStack() as stack:
             self._lock = stack.enter_context(closing(DirectoryLock(directory)))
             before = wal.Before(directory, self._lock)
+            before.note()
             self._opened = stack.enter_context(ExitStack())  # outlives the database, which would lose its locks
             self._db = database.connect(directory / FILE, directory, store)
             stack.callback(lambda: self._db.close())
@@ -57,10 +60,18 @@ class Transactions:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise database.full_disk(directory) from error
-            self.lost = before.lost(self._index)
+            self.lost, self.is_mixed = before.lost(self._index), before.is_mixed(self._index)
+            if self.lost:
+                before.note(self.lost)
+            else:
+                self.note_recovered()
             stack.callback(self._lock.note, is_open=False)
             sync_new_directory(directory)
             self._held = stack.pop_all()
+
+    def note_recovered(self) -> None:
+        """What was lost is seen to: another process need not know it."""
+        (self.directory / wal.NOTE).unlink(missing_ok=True)
 
     def _open_files(self) -> None:
         """Opens what looks after the files of the open database."""
@@ -109,12 +120,15 @@ class Transactions:
             self.undo.begin()
             self._execute("BEGIN IMMEDIATE")
             yield
+            for statement, values in self._deferred.values():
+                self._execute(statement, values)
             self._execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):  # the failure may have ended it already
                 self._db.execute("ROLLBACK")
             self.undo.run()
             raise
+        self._deferred.clear()
         self.undo.forget()
         self._committed()
 
@@ -126,6 +140,19 @@ class Transactions:
                 call()
             except Exception:
                 log.exception("something is left behind in %s", self.directory)
+
+    def defer(self, key: int, statement: str, values: tuple[object, ...]) -> None:
+        """Has a statement executed with the next transaction, instead of an earlier one with this key.
+
+        For what may be recorded a little later, since a commit of its own takes longer than the statement.
+        """
+        self._deferred[key] = (statement, values)
+
+    def record_deferred(self) -> None:
+        """Executes now what is deferred."""
+        if self._deferred:
+            with self.transaction():
+                pass
 
     def after_commit(self, call: Callable[[], None]) -> None:
         """Runs it once what was recorded before is committed: at once where there is no transaction.
@@ -203,4 +230,6 @@ class Transactions:
             os.close(log)
 
     def close(self) -> None:
+        with suppress(sqlite3.Error, OSError):
+            self.record_deferred()
         self._held.close()

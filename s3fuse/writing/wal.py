@@ -22,6 +22,11 @@ LOG, INDEX = "-wal", "-shm"
 SUFFIXES = (LOG, INDEX)
 #: Page size and mxFrame, in the byte order of the machine; nBackfill behind two such headers.
 _HEAD = struct.Struct("=14xHI76xI")
+#: Page, size of the database after a commit (0: none), salts, and checksums of a frame; the salts in the log's head.
+_FRAME_HEAD = struct.Struct(">IIII8x")
+_SALTS = struct.Struct(">16x2I")
+#: What was there before the journal was opened, where recovery has not ended.
+NOTE = f"{FILE}-before"
 _LOG_HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
 
 
@@ -44,6 +49,11 @@ class LogIndex:
         """How many frames were committed since the log was last begun anew."""
         return self._read()[1]
 
+    @property
+    def moved(self) -> int:
+        """How many of them are in the database."""
+        return self._read()[2]
+
     def least_bytes(self) -> int:
         """The length that the log has at least."""
         page_bytes, frames, _ = self._read()
@@ -62,24 +72,88 @@ def _log_bytes(page_bytes: int, frames: int) -> int:
     return _LOG_HEAD_BYTES + frames * (page_bytes + _FRAME_HEAD_BYTES) if frames else 0
 
 
+def committed_frames(log: Path) -> int:
+    """How many frames a log has up to its last commit, by what is written in each, whole or not.
+
+    -1 where its own head is not right: then SQLite takes nothing of it.
+    """
+    try:
+        with log.open("rb") as file:
+            head = file.read(_LOG_HEAD_BYTES)
+            if not head:
+                return 0
+            if len(head) < _LOG_HEAD_BYTES or not _is_right(head):
+                return -1
+            (page_bytes,) = struct.unpack_from(">8xI", head)
+            found = 0
+            for number in range(1, (log.stat().st_size - _LOG_HEAD_BYTES) // (page_bytes + _FRAME_HEAD_BYTES) + 1):
+                file.seek(_log_bytes(page_bytes, number - 1) or _LOG_HEAD_BYTES)
+                _, commit, *salts = _FRAME_HEAD.unpack(file.read(_FRAME_HEAD.size))
+                if commit and salts == list(_SALTS.unpack_from(head)):
+                    found = number
+            return found
+    except FileNotFoundError:
+        return 0
+
+
+def _is_right(head: bytes) -> bool:
+    """Whether the checksum in the head of a log fits (https://sqlite.org/walformat.html, 3)."""
+    order = ">" if head[3] & 1 else "<"
+    values = struct.unpack(f"{order}6I", head[:24])
+    first = second = 0
+    for at in range(0, 6, 2):
+        first = (first + values[at] + second) & 0xFFFFFFFF
+        second = (second + values[at + 1] + first) & 0xFFFFFFFF
+    return (first, second) == struct.unpack_from(">2I", head, 24)
+
+
 class Before:
-    """What is there before the journal is opened: opening repairs it."""
+    """What is there before the journal is opened: opening repairs it.
+
+    A process that is killed between that and the end of recovery leaves a note of it in the file `NOTE`.
+    """
 
     def __init__(self, directory: Path, lock: DirectoryLock) -> None:
         self.directory = directory
+        self._note = directory / NOTE
         self._was_open = lock.was_open
-        self._there = (directory / FILE).exists()
-        self._log_there = (directory / (FILE + LOG)).exists()
-        self._frames = 0
+        database, log = directory / FILE, directory / (FILE + LOG)
+        self._there = database.exists() and database.stat().st_size > 0
+        self._log_there = log.exists()
+        self._frames = self._moved = 0
+        self._told, self._was_mixed = "", False
         with suppress(FileNotFoundError), closing(LogIndex(directory)) as index:
-            self._frames = index.frames
+            self._frames, self._moved = index.frames, index.moved
+        written = committed_frames(log)
+        self._has_head = written >= 0
+        self._frames = max(self._frames, written)
+        with suppress(FileNotFoundError, ValueError):
+            self._read_note(self._note.read_text())
+
+    def _read_note(self, text: str) -> None:
+        frames, moved, is_mixed, told = text.split(" ", 3)
+        self._frames, self._moved = max(self._frames, int(frames)), max(self._moved, int(moved))
+        self._told, self._was_mixed = told, is_mixed == "1"
+
+    def note(self, lost: str = "") -> None:
+        """Notes what was there, and what is lost of it once that is known. A full disk is no reason to stop."""
+        with suppress(OSError):
+            self._note.write_text(f"{self._frames} {self._moved} {int(self._was_mixed)} {lost}")
+
+    def is_mixed(self, index: LogIndex) -> bool:
+        """Whether some pages of the database are newer than what is left of the log, and others are not."""
+        return self._was_mixed or self._moved > index.frames
 
     def lost(self, index: LogIndex) -> str:
         """What the journal, now open and read, has lost, as a text; "" for nothing."""
+        if self._told:
+            return self._told
         if not self._there:
             return "the journal was removed" if self._was_open or self._anything_staged() else ""
         if self._was_open and not self._log_there:
             return "the journal's log was removed"
+        if not self._has_head:
+            return "the journal's log was damaged: nothing of it can be read"
         lost = self._frames - index.frames
         if self._log_there and lost > 0:
             return f"the journal's log was damaged: {lost} of its last {self._frames} pages are lost"

@@ -35,7 +35,7 @@ def _data(data: DirtyFile | None) -> Any:
         return None  # an empty one is the same as none
     layers = [(layer.generation, list(layer.extents), layer.below_bytes, layer.size_bytes) for layer in data.layers]
     segments = {generation: list(found) for generation, found in data._segments.items()}
-    places = (dict(data._places._slots), dict(data._homes), sorted(data._unchecked))
+    places = (dict(data._places._slots), dict(data._rows._homes), sorted(data._unchecked))
     return layers, segments, places, list(data.tokens), data.base_bytes, data.frozen
 
 

@@ -32,6 +32,7 @@ from s3fuse.writing.rows import (
     encode_map,
     encode_xattrs,
 )
+from tests.engine.old_journals import FORMAT_2, FORMAT_3
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,7 +164,7 @@ def test_any_sequence_of_writes_cuts_and_syncs(changes: list[tuple[str, int, int
                 elif home is not None:
                     cut = segments.clip(start, read)
                     layer.truncate(start)
-                    home = journal.cut_layer(layer, 5, home, cut)
+                    home = journal.cut_layer(StagedLayer(layer, "t", 0, []), 5, home, cut)
                     size = start
             if home is None:
                 return
@@ -369,13 +370,14 @@ def test_xattrs(xattrs: dict[str, bytes]) -> None:
     assert decode_xattrs(encode_xattrs(xattrs)) == xattrs
 
 
-def test_an_earlier_format_becomes_the_next(tmp_path: Path) -> None:
-    old = database.SCHEMA.replace(" synced INTEGER NOT NULL,", "")
+@pytest.mark.parametrize("number", [2, 3])
+def test_an_earlier_format_becomes_the_next(tmp_path: Path, number: int) -> None:
+    more = ", 0" if number == 3 else ""
     with closing(sqlite3.connect(tmp_path / wal.FILE)) as db:
-        db.executescript(f"CREATE TABLE identity (format INTEGER NOT NULL, store TEXT NOT NULL);{old}")
-        db.execute("INSERT INTO identity VALUES (2, ?)", (STORE,))
-        db.execute("INSERT INTO layer VALUES (5, 1, 10, 0, 't', NULL, 0, 10, 7)")
-        db.execute("INSERT INTO segment VALUES (5, 1, 20, 30, 8)")
+        db.executescript(FORMAT_3 if number == 3 else FORMAT_2)
+        db.execute("INSERT INTO identity (format, store) VALUES (?, ?)", (number, STORE))
+        db.execute(f"INSERT INTO layer VALUES (5, 1, 10, 0, 't', NULL, 0, 10, 7{more})")
+        db.execute(f"INSERT INTO segment VALUES (5, 1, 20, 30, 8{more})")
         db.commit()
     for _ in range(2):
         journal = Journal(tmp_path, STORE)

@@ -9,18 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import random
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import pytest
 
 from s3fuse import caches
 from s3fuse.namespace.upkeep import mend
+from s3fuse.vfs import budget
 from s3fuse.vfs.budget import Budget
 from s3fuse.writing.journal import Journal
 from tests.engine.rig import Bench, Rig, fails
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 OLD = b"old bytes " * 700
@@ -38,7 +40,7 @@ def raises(code: int) -> Callable[..., None]:
     return call
 
 
-async def no_room(self: Budget, size: int) -> None:
+async def no_room(self: Budget, *args: object) -> None:
     raise OSError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT))
 
 
@@ -48,25 +50,38 @@ def partial_write(descriptor: int, data: bytes, offset: int, write: Callable[...
     raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
-def refuse(way: str, patch: pytest.MonkeyPatch) -> int:
-    """Has each write fail in some way until `patch` is undone; gives the errno that it fails with."""
+@pytest.fixture(autouse=True)
+def _no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody makes room here, so nobody waits for it."""
+    monkeypatch.setattr(budget, "STALL_S", 0.01)
+    monkeypatch.setattr(budget, "OTHERS_STALL_S", 0.01)
+    monkeypatch.setattr(budget, "LOOK_S", 0.01)
+    monkeypatch.setattr(budget, "SLOWEST_BYTES_PER_S", 1 << 40)
+
+
+def refuse(way: str, patch: pytest.MonkeyPatch) -> None:
+    """Has each write fail in some way until `patch` is undone."""
     if way == "budget":
         patch.setattr(Budget, "is_full", lambda self, size: True)
         patch.setattr(Budget, "wait", no_room)
-        return errno.ETIMEDOUT
-    if way == "partial":
+    elif way == "partial":
         patch.setattr(os, "pwrite", partial_write)
-        return errno.EIO
-    if way == "journal room":
+    elif way == "journal room":
         patch.setattr(Journal, "check_room", raises(errno.EDQUOT))
-        return errno.EDQUOT
-    if way == "rows":
+    elif way == "rows":
         for name in ("change_segments", "put_layer"):
             patch.setattr(Journal, name, raises(errno.EIO))
-        return errno.EIO
-    code = {"EIO": errno.EIO, "EDQUOT": errno.EDQUOT, "EROFS": errno.EROFS}[way]
-    patch.setattr(os, "pwrite", raises(code))
-    return code
+    else:
+        patch.setattr(os, "pwrite", raises({"EIO": errno.EIO, "EDQUOT": errno.EDQUOT, "EROFS": errno.EROFS}[way]))
+
+
+@contextmanager
+def refused(way: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The write in the block fails in some way."""
+    with monkeypatch.context() as patch:
+        refuse(way, patch)
+        with pytest.raises(OSError, match="Errno"):
+            yield
 
 
 WAYS = ["budget", "partial", "journal room", "rows", "EIO", "EDQUOT", "EROFS"]
@@ -100,10 +115,8 @@ async def test_a_refused_range_is_poisoned_until_it_is_healed(
     await rig.truncate("f", 1000)
     await rig.truncate("f", start)
     handle = await rig.open("f", os.O_RDWR)
-    with monkeypatch.context() as patch:
-        code = refuse(way, patch)
-        with fails(code):
-            await rig.files.write(handle, start, lost)
+    with refused(way, monkeypatch):
+        await rig.files.write(handle, start, lost)
     await rig.files.write(handle, start + size, b"after")
     rig.close(handle)
     for _ in range(2):
@@ -132,7 +145,7 @@ async def test_fsync_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
     for fsync_to in ("upload", "local"):
         rig = await bench.rig(fsync_to, fsync_to=fsync_to)
         handle = await rig.create(fsync_to)
-        with monkeypatch.context() as patch, fails(refuse("EIO", patch)):
+        with refused("EIO", monkeypatch):
             await rig.files.write(handle, 5, b"lost")
         for _ in range(2):
             with fails(errno.EIO):
@@ -147,11 +160,11 @@ async def test_fsync_says_so(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
 async def test_status_names_it_while_the_file_is_open(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     rig = await bench.rig()
     handle = await rig.create("f")
-    with monkeypatch.context() as patch, fails(refuse("EDQUOT", patch)):
+    with refused("EIO", monkeypatch):
         await rig.files.write(handle, 4096, bytes(4096))
     (item,) = rig.mount.answers.status()["pending"]["items"]
     assert "bytes 4096 to 8192" in item["error"]
-    assert os.strerror(errno.EDQUOT) in item["error"]
+    assert os.strerror(errno.EIO) in item["error"]
     await rig.files.write(handle, 4096, bytes(4096))
     (item,) = rig.mount.answers.status()["pending"]["items"]
     assert item["error"] is None
@@ -192,7 +205,7 @@ async def test_an_upload_under_way_brings_the_version_before(bench: Bench, monke
     async def refused_meanwhile(*args: object, **options: object) -> str:
         if not handles:
             handles.append(await rig.open("f", os.O_RDWR))
-            with monkeypatch.context() as patch, fails(refuse("EIO", patch)):
+            with refused("EIO", monkeypatch):
                 await rig.files.write(handles[0], 1, b"lost")
         return await put(*args, **options)  # type: ignore[arg-type]
 
@@ -212,7 +225,7 @@ async def test_a_poisoned_file_is_not_parked(bench: Bench, monkeypatch: pytest.M
     rig = await bench.rig(budget_bytes=256 << 10)
     handle = await rig.create("f")
     await rig.files.write(handle, 0, bytes(64 << 10))
-    with monkeypatch.context() as patch, fails(refuse("EIO", patch)):
+    with refused("EIO", monkeypatch):
         await rig.files.write(handle, 64 << 10, bytes(64 << 10))
     await rig.files.write(handle, 128 << 10, bytes(64 << 10))
     inode = await rig.walk("f")
@@ -253,13 +266,13 @@ async def test_cache_list_and_recover_show_what_is_there(
     rig = await bench.rig()
     handle = await rig.create("f")
     await rig.files.write(handle, 0, b"first")
-    with monkeypatch.context() as patch, fails(refuse("EDQUOT", patch)):
+    with refused("EIO", monkeypatch):
         await rig.files.write(handle, 5, b"lost!")
     await rig.files.write(handle, 10, b"last")
     await rig.crash()
     (item,) = caches.look(rig.cache).waiting
     assert "bytes 5 to 10" in item["reason"]
-    assert os.strerror(errno.EDQUOT) in item["reason"]
+    assert os.strerror(errno.EIO) in item["reason"]
     (copied,) = caches.copy_out(rig.cache, tmp_path / "out")
     assert not copied.whole
     assert "bytes 5 to 10" in copied.text
@@ -315,7 +328,7 @@ async def test_any_order_of_writes_refusals_and_ends(bench: Bench, monkeypatch: 
             await rig.files.write(handle, start, data)
             model.write(start, data, taken=True)
         elif kind == "refuse":
-            with monkeypatch.context() as patch, fails(refuse(chance.choice(WAYS[:3] + WAYS[4:]), patch)):
+            with refused(chance.choice(WAYS[:3] + WAYS[4:]), monkeypatch):
                 await rig.files.write(handle, start, data)
             model.write(start, data, taken=False)
         elif kind == "truncate":
