@@ -352,7 +352,12 @@ def test_one_that_is_not_root(minio_server: Server, buckets: Callable[..., Bucke
     mode = os.stat("/dev/fuse").st_mode
     os.chmod("/dev/fuse", 0o666)  # as every distribution has it
     try:
-        nobody(S3FUSE, "mount", bucket.name, str(home / "mnt"))
+        refused = nobody(S3FUSE, "mount", "--suid", bucket.name, str(home / "mnt"), check=False)
+        assert (refused.returncode, "--suid is for root" in refused.stderr) == (2, True)
+        nobody(S3FUSE, "mount", "-o", "noexec", bucket.name, str(home / "mnt"))
+        entry = kernel.mount_entry(home / "mnt")
+        assert entry is not None
+        assert {"nosuid", "nodev", "noexec"} <= set(entry.flags)
         write = f"import sys; open({str(home / 'mnt' / 'f')!r}, 'a').write(sys.argv[1])"
         nobody(sys.executable, "-c", write, "one")
         (about,) = (home / "run" / "s3fuse").glob("*.json")
