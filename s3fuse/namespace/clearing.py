@@ -25,7 +25,7 @@ async def kept(store: Store, inode: Inode) -> ObjectInfo | None:
     if remote is None or (remote.metadata is not None and remote.headers is not None):
         return remote
     info = await store.head(remote.key)
-    if info.etag != remote.etag:
+    if info.version != remote.version:
         raise PreconditionFailed(f"{remote.key} was changed by somebody else", remote.key)
     if inode.remote is remote:
         inode.remote = dataclasses.replace(remote, metadata=info.metadata, headers=info.headers)
@@ -120,7 +120,7 @@ class Clearing:
             return False
         remote = other.remote
         info = await look(self.store, key)
-        if other.remote is remote and (info is None or info.etag != remote.etag):
+        if other.remote is remote and (info is None or info.version != remote.version):
             with self.changes.journal.transaction():
                 self.deletes.forget(other)
         return other.remote is not remote

@@ -127,7 +127,7 @@ class Deletes:
         for key, info in there.items():
             remote = files[key]
             written = tokens(ready[key]) if remote.etag else expected(remote)
-            if info.etag == remote.etag or carries(info, written):
+            if info.version == remote.version or carries(info, written):
                 ours.append(key)
             elif self._is_of_another(ready[key], info):
                 pass  # what was in doubt has not come there
@@ -148,7 +148,9 @@ class Deletes:
         for other in (*self.inodes.displaced.all_at(info.key), *((named,) if named is not None else ())):
             if other is inode or other.remote is None:
                 continue
-            if other.remote.etag == info.etag or (not other.remote.etag and carries(info, expected(other.remote))):
+            if other.remote.version == info.version or (
+                not other.remote.etag and carries(info, expected(other.remote))
+            ):
                 return True
         return False
 
@@ -161,7 +163,7 @@ class Deletes:
             page = await self.store.list_page(folder, start_after=left[0][:-1])
             # Another etag may be of an operation of ours, which only the object's metadata tells.
             known = (info for info in page.objects if info.key in files)
-            there.update((info.key, info) for info in known if info.etag == files[info.key].etag)
+            there.update((info.key, info) for info in known if info.version == files[info.key].version)
             # Each round decides some, whatever the page shows: keys far apart in a large folder are asked for singly.
             await self._look_singly(left[:LISTED_KEYS], there)
             left = [key for key in left[LISTED_KEYS:] if key not in there]

@@ -42,6 +42,11 @@ LOOK_S = 1.0
 SLICE = 500
 
 
+def _size(inode: Inode) -> int:
+    """That of the version which the record names; what is on top of it the journal knows."""
+    return inode.remote.size_bytes if inode.remote is not None and inode.is_regular else inode.size
+
+
 class Known:
     """The record of one mount's session; without a `path` nothing is recorded."""
 
@@ -144,7 +149,7 @@ class Known:
             inode.gid,
             inode.rdev,
             flags,
-            inode.size,
+            _size(inode),
             inode.atime_ns,
             inode.mtime_ns,
             inode.ctime_ns,

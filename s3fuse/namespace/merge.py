@@ -117,7 +117,7 @@ class Merge:
                 return
         elif not self.believable(child, started):
             return
-        elif not child.is_directory and child.remote is not None and child.remote.etag == info.etag:
+        elif not child.is_directory and child.remote is not None and child.remote.version == info.version:
             self._update(child, child.remote, info, started)
             return
         elif not self.vanish(child, started):  # open for writing here, its upload will meet the other version
@@ -137,8 +137,7 @@ class Merge:
     def _update(self, child: Inode, remote: ObjectInfo, info: ObjectInfo, started: float) -> None:
         """The same version, perhaps with other metadata: attributes change in place."""
         self.answered(child, started)
-        # Two sizes of one etag: one of the answers was wrong, and both may be asked for again.
-        same = remote.modified_ns in (0, info.modified_ns) and remote.size_bytes == info.size_bytes
+        same = remote.modified_ns in (0, info.modified_ns)
         if info.metadata is None and same and child.attributes_known:
             child.remote = dataclasses.replace(remote, modified_ns=info.modified_ns)
             return

@@ -2,7 +2,7 @@
 
 Behind the memory is the disk (`disk`): what is there is read from there, what came from the store is offered to it.
 
-A block is `BLOCK_BYTES` of one version, keyed by (key, etag, index): a version never changes, so a block is never
+A block is `BLOCK_BYTES` of one version, keyed by (key, etag, size, index): a version never changes, so a block is never
 stale; where our own upload replaces a version, its blocks become those of the next one. Neighbouring blocks that are
 missing come with one ranged GET, which fills their buffers one after the other. Buffers are allocated once and used
 again; the least recently used block gives its buffer up.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: Longest range of one GET; longer ones are fetched as several in parallel.
 RANGE_BYTES = 8 << 20
 
-BlockKey = tuple[str, str, int]
+BlockKey = tuple[str, str, int, int]
 #: Makes a buffer the bytes of a version from an offset; True: it holds those of the version before. Gives whether it
 #: could, else the buffer is as it was or worth nothing.
 Fill: TypeAlias = "Callable[[int, memoryview, bool], bool]"
@@ -81,14 +81,13 @@ class BlockCache:
     async def read(self, version: ObjectInfo, start: int, stop: int) -> bytes | memoryview:
         """Bytes [start, stop) of the version, which must be inside it. Raises what the store raised."""
         indexes = range(start // BLOCK_BYTES, (stop - 1) // BLOCK_BYTES + 1)
-        key, etag = version.key, version.etag
         while True:
             for fetch in await self._demand(version, indexes):
                 with waits.interruptible():
                     await fetch.done.wait()
                 if fetch.error is not None:
                     raise fetch.error
-            blocks = [self._blocks.get((key, etag, index)) for index in indexes]
+            blocks = [self._blocks.get((*version.version, index)) for index in indexes]
             ready = [block for block in blocks if block is not None and block.fetch is None]
             if len(ready) == len(indexes):
                 break
@@ -108,7 +107,7 @@ class BlockCache:
     def has(self, version: ObjectInfo, start: int, stop: int) -> bool:
         """Whether [start, stop) is in memory or, as far as is known without looking, on the disk."""
         for index in range(start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)):
-            block = self._blocks.get((version.key, version.etag, index))
+            block = self._blocks.get((*version.version, index))
             in_memory = block is not None and block.fetch is None
             if not in_memory and (self.disk is None or self.disk.find(version, index) is None):
                 return False
@@ -118,7 +117,7 @@ class BlockCache:
         """The whole version where all of it is in memory, else None."""
         blocks = []
         for index in range(-(-version.size_bytes // BLOCK_BYTES)):
-            block = self._blocks.get((version.key, version.etag, index))
+            block = self._blocks.get((*version.version, index))
             if block is None or block.fetch is not None:
                 return None
             blocks.append(block.buffer)
@@ -135,8 +134,8 @@ class BlockCache:
     def carry_over(self, old: ObjectInfo, new: ObjectInfo, fill: Fill) -> None:
         """Makes blocks of `old` blocks of `new` where `fill` can make their bytes so; the others are given up."""
         count = -(-old.size_bytes // BLOCK_BYTES)
-        whose = (old.key, old.etag)
-        found = range(count) if count <= len(self._blocks) else [key[2] for key in self._blocks if key[:2] == whose]
+        whose = old.version
+        found = range(count) if count <= len(self._blocks) else [key[3] for key in self._blocks if key[:3] == whose]
         for index in found:
             block = self._blocks.get((*whose, index))
             if block is None or block.fetch is not None or not block.stored:
@@ -144,7 +143,7 @@ class BlockCache:
             del self._blocks[(*whose, index)]
             # A version that was there before may have blocks already; one that is being filled is another's to end.
             if not self._has(new, index) and self._filled(block.buffer, new, index, fill, known=True):
-                self._blocks[(new.key, new.etag, index)] = block
+                self._blocks[(*new.version, index)] = block
             else:
                 self._free.append(block.buffer)
                 self._freed.set()
@@ -155,7 +154,7 @@ class BlockCache:
             return
         for buffer in self._buffers(1):
             if self._filled(buffer, version, index, fill, known=False):
-                self._blocks[(version.key, version.etag, index)] = Block(buffer, None)
+                self._blocks[(*version.version, index)] = Block(buffer, None)
             else:
                 self._free.append(buffer)
                 self._freed.set()
@@ -184,7 +183,7 @@ class BlockCache:
                         await self._freed.wait()
         fetches: list[Fetch] = []
         for index in indexes:
-            block_key = (version.key, version.etag, index)
+            block_key = (*version.version, index)
             block = self._blocks.get(block_key)
             if block is None:
                 continue
@@ -194,7 +193,7 @@ class BlockCache:
         return fetches
 
     def _has(self, version: ObjectInfo, index: int) -> bool:
-        return (version.key, version.etag, index) in self._blocks
+        return (*version.version, index) in self._blocks
 
     def _missing(self, version: ObjectInfo, indexes: range) -> list[list[int]]:
         """The runs of neighbouring blocks that are neither there nor on their way, none longer than one GET."""
@@ -249,14 +248,14 @@ class BlockCache:
                 self._nursery.start_soon(self._fetch, version, taken, fetch, where)
                 fetch, taken = Fetch(), []
             where = record
-            self._blocks[(version.key, version.etag, index)] = Block(buffer, fetch)
+            self._blocks[(*version.version, index)] = Block(buffer, fetch)
             taken.append(index)
         if taken:
             self._nursery.start_soon(self._fetch, version, taken, fetch, where)
 
     async def _fetch(self, version: ObjectInfo, run: list[int], fetch: Fetch, record: Record | None) -> None:
         offset = run[0] * BLOCK_BYTES
-        blocks = [self._blocks[(version.key, version.etag, index)] for index in run]
+        blocks = [self._blocks[(*version.version, index)] for index in run]
         left = min(version.size_bytes - offset, len(run) * BLOCK_BYTES)
         views = []
         for block in blocks:
@@ -264,7 +263,7 @@ class BlockCache:
             left -= BLOCK_BYTES
         try:
             if self.disk is None or record is None or not await self.disk.read(version, record, run[0], views):
-                await self.store.get_into(version.key, offset, views, etag=version.etag)
+                await self.store.get_into(version.key, offset, views, etag=version.etag, size_bytes=version.size_bytes)
                 self._offer(version, run[0], blocks, views)
         except StoreError as error:
             self._fail(version, run, fetch, error)
@@ -293,4 +292,4 @@ class BlockCache:
     def _fail(self, version: ObjectInfo, run: list[int], fetch: Fetch, error: Exception) -> None:
         fetch.error = error
         for index in run:
-            self._free.append(self._blocks.pop((version.key, version.etag, index)).buffer)
+            self._free.append(self._blocks.pop((*version.version, index)).buffer)

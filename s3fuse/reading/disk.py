@@ -54,11 +54,11 @@ class Segment:
     number: int
     size_bytes: int = 0
     used: int = 0
-    versions: set[tuple[str, str]] = field(default_factory=set)
+    versions: set[tuple[str, str, int]] = field(default_factory=set)
 
 
 class _Offer(NamedTuple):
-    version: tuple[str, str]
+    version: tuple[str, str, int]
     first: int
     blocks: Sequence[memoryview]
     size_bytes: int
@@ -88,7 +88,7 @@ class DiskTier:
         self._others_bytes = others_bytes
         self._segment_bytes = min(max(limit_bytes // 16, MIN_SEGMENT_BYTES), MAX_SEGMENT_BYTES)
         self._segments: dict[int, Segment] = {}
-        self._records: dict[tuple[str, str], list[Record]] = {}  # sorted by `first`
+        self._records: dict[tuple[str, str, int], list[Record]] = {}  # sorted by `first`
         self._count = 0
         self._ticks = count(1)
         self._open: Segment | None = None
@@ -104,7 +104,7 @@ class DiskTier:
 
     def find(self, version: ObjectInfo, index: int) -> Record | None:
         """The record that has this block, as far as is known without looking."""
-        records = self._records.get((version.key, version.etag))
+        records = self._records.get(version.version)
         if records is None:
             return None
         at = bisect_right(records, index, key=_first) - 1
@@ -121,7 +121,7 @@ class DiskTier:
             if record.segment in self._segments:
                 self._segments[record.segment].used = next(self._ticks)
             return True
-        if self._forget((version.key, version.etag), record):
+        if self._forget(version.version, record):
             self.damaged += 1
             log.warning("cached blocks of %s are damaged (%s: %s); they are fetched again", version.key, path, problem)
         return False
@@ -135,7 +135,7 @@ class DiskTier:
         if full or not fits(version.key, version.etag, len(blocks)):
             self.dropped += len(blocks)
             return False
-        self._queue.append(_Offer((version.key, version.etag), first, blocks, size, done))
+        self._queue.append(_Offer(version.version, first, blocks, size, done))
         self._queued_bytes += size
         self._wake.set()
         return True
@@ -181,7 +181,7 @@ class DiskTier:
         """Evicts until the batch fits, and writes it. A disk that fails or is full costs the batch, nothing more."""
         places = [self._place(offer) for offer in batch]
         writes = [
-            Write(self._path(segment.number), offset, *offer.version, offer.first, offer.blocks)
+            Write(self._path(segment.number), offset, offer.version, offer.first, offer.blocks)
             for offer, (segment, offset) in zip(batch, places, strict=True)
         ]
         victims = self._victims({segment.number for segment, _ in places})
@@ -237,16 +237,17 @@ class DiskTier:
         segment = self._segments[found.number] = Segment(found.number, found.size_bytes, next(self._ticks))
         self.used_bytes += found.size_bytes
         for header, offset in found.headers:
-            self._add(segment, header, offset)
+            if header.size_bytes >= 0:
+                self._add(segment, header, offset)
 
     def _add(self, segment: Segment, header: Header, offset: int) -> None:
-        version = (header.key, header.etag)
+        version = (header.key, header.etag, header.size_bytes)
         segment.versions.add(version)
         record = Record(segment.number, offset, header.first, header.data_bytes, header.checksums)
         insort(self._records.setdefault(version, []), record, key=_first)
         self._count += 1
 
-    def _forget(self, version: tuple[str, str], record: Record) -> bool:
+    def _forget(self, version: tuple[str, str, int], record: Record) -> bool:
         """Whether the record was still known."""
         records = self._records.get(version, [])
         if record not in records:

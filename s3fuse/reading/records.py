@@ -1,7 +1,7 @@
 """The form of cached blocks on disk: records of neighbouring blocks of one version, each after its header; pure.
 
-A header of HEADER_BYTES says whose bytes follow (key, etag, index of the first block), how many, and the CRC-32 of
-each block; its own CRC-32 comes last. So a file of records explains itself, and what was cut or changed is found out.
+A header of HEADER_BYTES says whose bytes follow (key, etag, size, index of the first block), how many, and the CRC-32
+of each block; its own CRC-32 comes last. So a file of records explains itself, and what was cut or changed is noticed.
 """
 
 from __future__ import annotations
@@ -19,16 +19,25 @@ BLOCK_BYTES = 128 << 10
 #: Room for the longest key, any etag, and the checksums of far more blocks than come with one GET.
 HEADER_BYTES = 2048
 
-_FIXED = struct.Struct("<4sHHIII")  # magic, bytes of key and of etag, first block, count of blocks, bytes of data
-_MAGIC = b"s3b1"
+# Magic, bytes of key and of etag, first block, count of blocks, bytes of data, bytes of the version.
+_FIXED = struct.Struct("<4sHHIIIQ")
+_MAGIC = b"s3b2"
+#: What version 42383ae wrote, without the last number: taken where the record's end tells it.
+_EARLIER_FIXED = struct.Struct("<4sHHIII")
+_EARLIER_MAGIC = b"s3b1"
 _CHECKSUM = struct.Struct("<I")
 
 
 class Header(NamedTuple):
-    """What a record holds. `checksums` are those of its blocks, all of BLOCK_BYTES but the last."""
+    """What a record holds.
+
+    `size_bytes` are those of the whole version, -1 for unknown; `checksums` those of its blocks, all of BLOCK_BYTES but
+    the last.
+    """
 
     key: str
     etag: str
+    size_bytes: int
     first: int
     data_bytes: int
     checksums: tuple[int, ...]
@@ -39,9 +48,9 @@ def checksum(data: Buffer) -> int:
     return zlib.crc32(data)
 
 
-def describe(key: str, etag: str, first: int, blocks: Sequence[Buffer]) -> Header:
+def describe(version: tuple[str, str, int], first: int, blocks: Sequence[Buffer]) -> Header:
     """The header for these blocks, which are one or more."""
-    return Header(key, etag, first, sum(map(len, blocks)), tuple(map(checksum, blocks)))
+    return Header(*version, first, sum(map(len, blocks)), tuple(map(checksum, blocks)))
 
 
 def fits(key: str, etag: str, blocks: int) -> bool:
@@ -52,7 +61,8 @@ def fits(key: str, etag: str, blocks: int) -> bool:
 def encode(header: Header) -> bytes:
     """The header as HEADER_BYTES bytes. The caller has asked `fits`."""
     name, version, count = header.key.encode(), header.etag.encode(), len(header.checksums)
-    text = _FIXED.pack(_MAGIC, len(name), len(version), header.first, count, header.data_bytes) + name + version
+    numbers = len(name), len(version), header.first, count, header.data_bytes, header.size_bytes
+    text = _FIXED.pack(_MAGIC, *numbers) + name + version
     text = (text + struct.pack(f"<{count}I", *header.checksums)).ljust(HEADER_BYTES - _CHECKSUM.size, b"\0")
     return text + _CHECKSUM.pack(zlib.crc32(text))
 
@@ -62,9 +72,17 @@ def decode(text: bytes) -> Header | None:
     end = HEADER_BYTES - _CHECKSUM.size
     if len(text) != HEADER_BYTES or _CHECKSUM.unpack_from(text, end)[0] != zlib.crc32(text[:end]):
         return None
-    magic, name, version, first, count, data_bytes = _FIXED.unpack_from(text)
-    at = _FIXED.size + name + version
-    if magic != _MAGIC or not fits("", "", count) or at + 4 * count > end:
+    if text.startswith(_EARLIER_MAGIC):
+        fixed = _EARLIER_FIXED
+        _, name, version, first, count, data_bytes = fixed.unpack_from(text)
+        size_bytes = first * BLOCK_BYTES + data_bytes if data_bytes % BLOCK_BYTES else -1
+    else:
+        fixed = _FIXED
+        magic, name, version, first, count, data_bytes, size_bytes = fixed.unpack_from(text)
+        if magic != _MAGIC:
+            return None
+    at = fixed.size + name + version
+    if not fits("", "", count) or at + 4 * count > end:
         return None
-    key, etag = text[_FIXED.size : _FIXED.size + name].decode(), text[_FIXED.size + name : at].decode()
-    return Header(key, etag, first, data_bytes, struct.unpack_from(f"<{count}I", text, at))
+    key, etag = text[fixed.size : fixed.size + name].decode(), text[fixed.size + name : at].decode()
+    return Header(key, etag, size_bytes, first, data_bytes, struct.unpack_from(f"<{count}I", text, at))

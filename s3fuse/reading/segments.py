@@ -28,8 +28,7 @@ class Write(NamedTuple):
 
     path: str
     offset: int
-    key: str
-    etag: str
+    version: tuple[str, str, int]
     first: int
     blocks: Sequence[memoryview]
 
@@ -55,7 +54,7 @@ def write(writes: Sequence[Write], directory: str, reserve_bytes: int) -> list[H
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
     headers = []
     for one in writes:
-        header = describe(one.key, one.etag, one.first, one.blocks)
+        header = describe(one.version, one.first, one.blocks)
         fd = os.open(one.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             if os.pwritev(fd, [encode(header), *one.blocks], one.offset) != HEADER_BYTES + header.data_bytes:

@@ -2,8 +2,8 @@
 
 Keys are str, sizes and offsets bytes, times ns since the epoch, etags the server's text without quotes. User
 metadata has lower-case names without `x-amz-meta-`. Every method raises only `errors.StoreError`s, answers or
-raises within the store's deadline, and may be cancelled at any await. An object version is (key, etag): a
-conditional form sees exactly that version or raises `PreconditionFailed`.
+raises within the store's deadline, and may be cancelled at any await. An object version is (key, etag, size):
+a conditional form sees exactly that version or raises `PreconditionFailed`.
 """
 
 from __future__ import annotations
@@ -214,9 +214,12 @@ class Store(Protocol):
     async def head(self, key: str) -> ObjectInfo:
         """The current version, with metadata and headers. Raises NotFound."""
 
-    async def get_into(self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str) -> None:
+    async def get_into(
+        self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str, size_bytes: int | None = None
+    ) -> None:
         """Fills the buffers, one after the other, with bytes of version `etag` from `offset` on (one ranged GET).
 
+        `size_bytes` is how many that version has, where it is known: another one of the same etag is not taken for it.
         Raises NotFound or PreconditionFailed where that version is gone, BadResponse where not every byte came.
         """
 

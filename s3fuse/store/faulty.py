@@ -227,16 +227,17 @@ class FaultyStore:
     async def head(self, key: str) -> ObjectInfo:
         return await self._call("head", partial(self.inner.head, key), key)
 
-    async def get_into(self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str) -> None:
+    async def get_into(
+        self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str, size_bytes: int | None = None
+    ) -> None:
         # Whatever goes wrong, the buffers hold no content that a careless caller could take for an answer.
-        size_bytes = sum(map(len, buffers))
         for buffer in buffers:
             buffer[:] = b"\xdb" * len(buffer)
-        call = partial(self.inner.get_into, key, offset, buffers, etag=etag)
+        call = partial(self.inner.get_into, key, offset, buffers, etag=etag, size_bytes=size_bytes)
         try:
             await self._call("get", call, key)
         except BadResponse:
-            first = list(_first_half(buffers, size_bytes))
+            first = list(_first_half(buffers, sum(map(len, buffers))))
             if first:
                 await self.inner.get_into(key, offset, first, etag=etag)
             raise

@@ -162,15 +162,19 @@ class _Bucket:
         await self._request("head", key)
         return self._found(key).info(key)
 
-    async def get_into(self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str) -> None:
-        size_bytes = sum(map(len, buffers))
-        if not size_bytes:
+    async def get_into(
+        self, key: str, offset: int, buffers: Sequence[memoryview], *, etag: str, size_bytes: int | None = None
+    ) -> None:
+        wanted = sum(map(len, buffers))
+        if not wanted:
             await trio.lowlevel.checkpoint()
             return
         await self._request("get", key)
         found = self._version(key, etag)
-        if offset + size_bytes > len(found.data):
-            raise BadResponse(f"get {key}: {len(found.data)} bytes where {size_bytes} from {offset} were due", key)
+        if size_bytes not in (None, len(found.data)):
+            raise PreconditionFailed(f"{key} has {len(found.data)} bytes, not {size_bytes}", key)
+        if offset + wanted > len(found.data):
+            raise BadResponse(f"get {key}: {len(found.data)} bytes where {wanted} from {offset} were due", key)
         for buffer in buffers:
             buffer[:] = found.data[offset : offset + len(buffer)]
             offset += len(buffer)

@@ -68,8 +68,8 @@ class Call:
     """A request before it is signed. `query` is encoded already; `size_bytes` is what it moves, for the deadline.
 
     `answer_bytes` is the most that an answer in memory may have, `copied_bytes` what the server has to copy before it
-    answers. `conditional` calls are not repeated by the client:
-    their sender looks first at what became of them. `ping` calls are sent once, without waiting for others.
+    answers, `out_of_range` what the refusal of a range means. `conditional` calls are not repeated by the client: their
+    sender looks first at what became of them. `ping` calls are sent once, without waiting for others.
     """
 
     operation: str
@@ -82,6 +82,7 @@ class Call:
     check: Callable[[Answer], None] | None = None
     size_bytes: int = 0
     answer_bytes: int = 1 << 20
+    out_of_range: type[StoreError] = BadResponse
     copied_bytes: int = 0
     conditional: bool = False
     head_only: bool = False
@@ -319,7 +320,7 @@ class S3Client:
     def _error(self, call: Call, status: int, failure: Failure) -> StoreError:
         code = failure.code
         told = f"{status} {code}".strip() + (f": {failure.message}" if failure.message else "")
-        kind = error_kind(status, code)
+        kind = call.out_of_range if status == 416 or code == "InvalidRange" else error_kind(status, code)
         if kind is NotFound and code != "NoSuchUpload" and call.operation in ("put", "multipart_complete"):
             # MinIO's answer to If-Match where there is no object.
             kind = PreconditionFailed
@@ -335,7 +336,6 @@ _KINDS: Mapping[str, type[StoreError]] = {
     "RequestTimeTooSkewed": ClockSkew,
     "NotImplemented": Unsupported,
     "MethodNotAllowed": Refused,
-    "InvalidRange": BadResponse,
     "BadDigest": BadResponse,
     "XAmzContentChecksumMismatch": BadResponse,
     "IncompleteBody": BadResponse,

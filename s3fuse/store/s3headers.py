@@ -69,8 +69,8 @@ def object_info(key: str, answer: Answer) -> ObjectInfo:
         raise BadResponse(f"the answer does not describe an object: it has no {exc.args[0]}", key) from exc
 
 
-def check_range(answer: Answer, offset: int, size_bytes: int, etag: str) -> None:
-    """Raises unless the head of the answer promises exactly these bytes of this version."""
+def check_range(answer: Answer, offset: int, size_bytes: int, etag: str, whole_bytes: int | None) -> None:
+    """Raises unless the head of the answer promises exactly these bytes of this version, of `whole_bytes` if known."""
     headers = answer.headers
     found = headers.get("etag", "").strip('"')
     if not found:
@@ -78,7 +78,9 @@ def check_range(answer: Answer, offset: int, size_bytes: int, etag: str) -> None
     if found != etag:
         raise PreconditionFailed(f"version {found} came where {etag} was asked for")
     if answer.status == 206:
-        promised = headers.get("content-range", "").removeprefix("bytes ").partition("/")[0]
+        promised, _, total = headers.get("content-range", "").removeprefix("bytes ").partition("/")
+        if whole_bytes is not None and total.isdecimal() and int(total) != whole_bytes:
+            raise PreconditionFailed(f"a version of {total} bytes came where one of {whole_bytes} was asked for")
         if promised != f"{offset}-{offset + size_bytes - 1}":
             raise BadResponse(f"range {promised or 'unknown'} came where {size_bytes} bytes from {offset} were due")
     elif offset:

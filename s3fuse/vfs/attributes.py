@@ -101,7 +101,9 @@ class AttributeOperations:
             buffer = bytearray(remote.size_bytes)
             if buffer:
                 with waits.interruptible():
-                    await self.core.directories.store.get_into(remote.key, 0, [memoryview(buffer)], etag=remote.etag)
+                    await self.core.directories.store.get_into(
+                        remote.key, 0, [memoryview(buffer)], etag=remote.etag, size_bytes=remote.size_bytes
+                    )
             if not buffer or b"\0" in buffer:
                 raise OSError(errno.EIO, "the object holds no symlink target", inode.name)
             inode.target = bytes(buffer)

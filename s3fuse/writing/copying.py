@@ -155,5 +155,5 @@ class Copies:
         if cached is not None and await md5_of(Bytes(cached)) == source.etag:
             return cached
         buffer = bytearray(source.size_bytes)
-        await self.store.get_into(source.key, 0, [memoryview(buffer)], etag=source.etag)
+        await self.store.get_into(source.key, 0, [memoryview(buffer)], etag=source.etag, size_bytes=source.size_bytes)
         return buffer

@@ -97,10 +97,18 @@ class Range:
             return await read_base(base, piece.start, piece.stop)
         buffer = bytearray(piece.stop - piece.start)
         if parked is not None:
-            await self.store.get_into(parked.key, piece.start - parked.shift, [memoryview(buffer)], etag=parked.etag)
+            await self.store.get_into(
+                parked.key,
+                piece.start - parked.shift,
+                [memoryview(buffer)],
+                etag=parked.etag,
+                size_bytes=parked.size_bytes,
+            )
         else:
             assert base is not None
-            await self.store.get_into(base.key, piece.start, [memoryview(buffer)], etag=base.etag)
+            await self.store.get_into(
+                base.key, piece.start, [memoryview(buffer)], etag=base.etag, size_bytes=base.size_bytes
+            )
         return buffer
 
 

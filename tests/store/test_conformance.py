@@ -100,6 +100,26 @@ async def test_get_never_gives_another_version(subject: Subject) -> None:
     assert buffer == bytes(3)
 
 
+async def test_get_of_a_version_that_a_shorter_one_replaced(subject: Subject) -> None:
+    """Also where the server refuses the range before it looks at the version."""
+    old = await subject.put("f", b"x" * 1000)
+    await subject.put("f", b"short")
+    for offset in (0, 3, 5, 900):
+        with pytest.raises(PreconditionFailed):
+            await subject.store.get_into("f", offset, [memoryview(bytearray(100))], etag=old, size_bytes=1000)
+
+
+async def test_get_knows_a_version_by_its_size_too(subject: Subject) -> None:
+    """One etag of two lengths was seen where a server's copy raced with a PUT."""
+    etag = await subject.put("f", b"hello")
+    buffer = memoryview(bytearray(5))
+    await subject.store.get_into("f", 0, [buffer], etag=etag, size_bytes=5)
+    assert buffer == b"hello"
+    for size in (6, 500):
+        with pytest.raises(PreconditionFailed):
+            await subject.store.get_into("f", 0, [buffer], etag=etag, size_bytes=size)
+
+
 async def test_get_beyond_the_end(subject: Subject) -> None:
     etag = await subject.put("f", b"hello")
     for offset in (3, 5, 9):
