@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -17,7 +17,7 @@ from s3fuse.cachedir import disk_status
 from s3fuse.errors import UserError
 from s3fuse.metrics.tables import tables
 from s3fuse.namespace.recovery import lost_folders
-from s3fuse.writing.copying import conflict_check
+from s3fuse.writing.copying import conflict_check, delete_check
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -181,6 +181,7 @@ class Answers:
                 "snowball": caps.snowball,
                 "notifications": caps.notifications,
                 "conflict_check": conflict_check(caps, core.syncer.limits),
+                "delete_check": delete_check(caps),
             },
             "pending": {
                 **self._pending(),
@@ -211,6 +212,7 @@ class Answers:
                 "inodes": len(core.inodes.table),
             },
             "tables": tables(core),
+            "deletes": asdict(core.syncer.deletes.counts),
             "requests": dict(self.store.requests),
             "process": self._process(),
         }

@@ -58,6 +58,7 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     facts += [("", f"staged bytes of which the journal lost track: {folder}") for folder in cache.get("lost", ())]
     facts.append(("server", f"{able['server']}, {_server(mount['server'])}"))
     facts.append(("conflicts", f"checked: {able['conflict_check']}"))
+    facts += _deletes(able, mount)
     facts += [("conflict", text) for text in mount["conflicts"]]
     facts += _process(mount.get("process", {}))
     if mount["hidden_keys"]:
@@ -74,6 +75,14 @@ def _facts(mount: dict[str, Any]) -> list[tuple[str, str]]:
     if server["last_error"]:
         facts.append(("server's error", f"{_time(server['last_error_at'])}: {server['last_error']}"))
     return facts
+
+
+def _deletes(able: dict[str, Any], mount: dict[str, Any]) -> list[tuple[str, str]]:
+    if "delete_check" not in able:  # the daemon is of an earlier version
+        return []
+    done = mount["deletes"]
+    told = f"{done['conditional'] + done['looked_before']:,} done, {done['left']:,} left as others had changed them"
+    return [("deletes", f"checked: {able['delete_check']}; {told}")]
 
 
 def _process(process: dict[str, Any]) -> list[tuple[str, str]]:

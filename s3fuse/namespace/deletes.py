@@ -1,16 +1,20 @@
 """Deletes what was removed here from the bucket, and nothing else.
 
-An object is looked at just before it is deleted: S3 has no conditional delete that every server honours, and what
-somebody else has put under the name since then must stay.
+What somebody else has put under the name since then must stay. So an object is looked at just before it is deleted,
+and the server is told which version may go. SeaweedFS looks at that while it holds the object (of many objects in one
+request: just before each); MinIO does not look, and deletes what comes between our look and the delete. Where the
+bucket keeps versions the log says which one was deleted, so that it can be had back.
 """
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
+from s3fuse.errors import PreconditionFailed, StoreError
 from s3fuse.namespace.changes import tokens
 from s3fuse.namespace.displaced import ancestors
 from s3fuse.namespace.doubts import carries, expected, look
@@ -19,7 +23,6 @@ from s3fuse.writing.upload import first_failure
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from s3fuse.errors import StoreError
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import ObjectInfo, Store
@@ -42,11 +45,21 @@ class Behind(Exception):
         self.other = other
 
 
+@dataclass
+class DeleteCounts:
+    """Objects of files that were deleted since the mount began, by how sure it is that they were ours."""
+
+    conditional: int = 0  # the server looked at the version
+    looked_before: int = 0  # only we did, just before
+    left: int = 0  # not deleted: somebody else had changed them
+
+
 class Deletes:
     """Deletes objects of unlinked inodes, many in one request."""
 
     def __init__(self, store: Store, inodes: Inodes, changes: Changes) -> None:
         self.store = store
+        self.counts = DeleteCounts()
         self.inodes = inodes
         self.changes = changes
 
@@ -70,11 +83,10 @@ class Deletes:
             else:
                 behind.append((directory, Behind(blocker)))
         ours = await self._still_ours(ready)
-        failed: dict[str, StoreError] = {}
-        if len(ours) == 1:
-            await self.store.delete(ours[0])
-        elif ours:
-            failed.update(await self.store.delete_many(ours))
+        failed = await self._delete(ours)
+        for key in [key for key, why in failed.items() if isinstance(why, PreconditionFailed)]:
+            del failed[key], ours[key]
+            self.changes.queue(ready.pop(key))  # somebody was faster: it is looked at again
         with self.changes.journal.transaction():
             for key, inode in ready.items():
                 if key in failed:
@@ -83,6 +95,30 @@ class Deletes:
                     self.inodes.note_deleted(key)
                 self.forget(inode)
         return behind + [(ready[key], OSError(5, str(why), key)) for key, why in failed.items() if key in ready]
+
+    async def _delete(self, ours: Mapping[str, ObjectInfo | None]) -> dict[str, StoreError]:
+        """Deletes what was seen at these keys, of markers whatever is there; gives what was not deleted, and why."""
+        etags = {key: info.etag for key, info in ours.items() if info is not None}
+        able, failed = self.store.capabilities, dict[str, StoreError]()
+        if len(ours) == 1:
+            (key,) = ours
+            try:
+                await self.store.delete(key, etag=etags.get(key, ""))
+            except PreconditionFailed as error:
+                failed[key] = error
+        elif ours:
+            failed.update(await self.store.delete_many(list(ours), etags=etags))
+        checked = able.conditional_delete if len(ours) == 1 else able.conditional_delete_many
+        for key, info in ours.items():
+            if info is not None and key not in failed:
+                self._count(key, info, checked=checked)
+        return failed
+
+    def _count(self, key: str, info: ObjectInfo, *, checked: bool) -> None:
+        self.counts.conditional += checked
+        self.counts.looked_before += not checked
+        if info.version_id:
+            log.info("deleted %s: version %s with etag %s, which the bucket keeps", key, info.version_id, info.etag)
 
     def _leave_what_may_come(self, ready: dict[str, Inode]) -> None:
         """Puts off deletes where what an earlier process wrote may still come: it would stay."""
@@ -110,8 +146,11 @@ class Deletes:
         heir = self.inodes.at(inode.remote.key) if inode.remote is not None else None
         return not inode.opens and (heir is None or heir.is_directory or not heir.dirty)
 
-    async def _still_ours(self, ready: Mapping[str, Inode]) -> list[str]:
-        """The keys that hold the version that was removed here, children first; what others put there stays."""
+    async def _still_ours(self, ready: Mapping[str, Inode]) -> dict[str, ObjectInfo | None]:
+        """What may go, children first: keys with the version that was removed here, and markers (None).
+
+        What others put there stays.
+        """
         files = {key: inode.remote for key, inode in ready.items() if inode.remote is not None and key[-1:] != "/"}
         by_folder: dict[str, list[str]] = {}
         for key in sorted(files):
@@ -123,17 +162,21 @@ class Deletes:
                     nursery.start_soon(self._look, folder, keys, files, there)
         except BaseExceptionGroup as group:
             raise first_failure(group) from None
-        ours = [key for key, inode in ready.items() if key.endswith("/") and await self._is_marker(key, inode)]
+        ours: dict[str, ObjectInfo | None] = {}
+        for key, inode in ready.items():
+            if key.endswith("/") and await self._is_marker(key, inode):
+                ours[key] = None
         for key, info in there.items():
             remote = files[key]
             written = tokens(ready[key]) if remote.etag else expected(remote)
             if info.version == remote.version or carries(info, written):
-                ours.append(key)
+                ours[key] = info
             elif self._is_of_another(ready[key], info):
                 pass  # what was in doubt has not come there
             else:
+                self.counts.left += 1
                 log.warning("%s was changed by somebody else before it could be deleted; it stays", key)
-        return sorted(ours, reverse=True)
+        return dict(sorted(ours.items(), reverse=True))
 
     async def _is_marker(self, key: str, directory: Inode) -> bool:
         """Whether deleting the directory's marker takes nothing else: SeaweedFS deletes an empty file of its name."""
@@ -170,10 +213,17 @@ class Deletes:
         await self._look_singly(left, there)
 
     async def _look_singly(self, keys: list[str], there: dict[str, ObjectInfo]) -> None:
-        for key in keys:
-            info = there.get(key) or await look(self.store, key)
+        """All at once: the first one looked at waits for the last one, and others may write meanwhile."""
+
+        async def note(key: str) -> None:
+            info = await look(self.store, key)
             if info is not None:
                 there[key] = info
+
+        async with trio.open_nursery() as nursery:
+            for key in keys:
+                if key not in there:
+                    nursery.start_soon(note, key)
 
     def forget(self, inode: Inode) -> None:
         """The unlinked inode's object is gone; call it inside a journal transaction."""

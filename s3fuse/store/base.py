@@ -59,6 +59,8 @@ class ObjectInfo:
     modified_ns: int
     metadata: Mapping[str, str] | None = None
     headers: Mapping[str, str] | None = None
+    #: Under which the bucket keeps it, where it keeps versions and the answer said so: that to HEAD does.
+    version_id: str = ""
 
     @property
     def version(self) -> tuple[str, str, int]:
@@ -257,8 +259,8 @@ class Store(Protocol):
     async def delete(self, key: str, *, etag: str = "") -> None:
         """Deletes the object; one that is not there is no error.
 
-        With `etag` only that version. Raises PreconditionFailed for another one where `conditional_delete`; elsewhere
-        the server does not look.
+        With `etag` only that version. Raises PreconditionFailed for another one, and for none, where
+        `conditional_delete`; elsewhere the server does not look.
         """
 
     async def delete_many(

@@ -223,9 +223,8 @@ class _Bucket:
 
     async def delete(self, key: str, *, etag: str = "") -> None:
         await self._request("delete", key)
-        found = self._objects.get(key)
-        if etag and self.capabilities.conditional_delete and found is not None:
-            self._version(key, etag)
+        if etag and self.capabilities.conditional_delete:
+            self._require(key, Condition(etag=etag))
         self._objects.pop(key, None)
 
     async def delete_many(

@@ -64,6 +64,7 @@ def object_info(key: str, answer: Answer) -> ObjectInfo:
             http_time_ns(headers["last-modified"]),
             user_metadata(iter(headers.items())),
             {name: headers[name] for name in KEPT_HEADERS & headers.keys()},
+            headers.get("x-amz-version-id", ""),
         )
     except KeyError as exc:
         raise BadResponse(f"the answer does not describe an object: it has no {exc.args[0]}", key) from exc

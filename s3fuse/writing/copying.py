@@ -98,6 +98,13 @@ def conflict_check(able: Capabilities, limits: Limits) -> str:
     return "atomic"
 
 
+def delete_check(able: Capabilities) -> str:
+    """What `status` says of how surely a delete of ours leaves what others wrote meanwhile."""
+    if not able.conditional_delete:
+        return "best effort (looked at just before each delete)"
+    return "atomic" if able.conditional_delete_many else "atomic; of many at once best effort (looked at just before)"
+
+
 class Copies:
     """Makes copies for the syncer. `cached` gives the bytes of a version that are in memory, None if not all are."""
 

@@ -268,6 +268,36 @@ async def test_delete_many(subject: Subject) -> None:
     assert [entry.key for entry in (await subject.store.list_page("")).objects] == keys[:1]
 
 
+async def test_delete_of_one_version(subject: Subject) -> None:
+    """A server that does not look deletes whatever is there: `conditional_delete` says so."""
+    able = subject.capabilities
+    for key, exact in (("one", able.conditional_delete), ("\x01 no xml", able.conditional_delete)):
+        etag = await subject.put(key, b"1")
+        if exact:
+            with pytest.raises(PreconditionFailed):
+                await subject.store.delete(key, etag="0" * 32)
+            assert (await subject.store.head(key)).etag == etag
+        await subject.store.delete(key, etag=etag)
+        with pytest.raises(NotFound):
+            await subject.store.head(key)
+    if able.conditional_delete:
+        with pytest.raises(PreconditionFailed):
+            await subject.store.delete("nothing", etag="0" * 32)
+
+
+async def test_delete_many_of_some_versions(subject: Subject) -> None:
+    etags = {key: await subject.put(key, key.encode()) for key in ("a é&", "b", "c", "d")}
+    asked = etags | {"b": "0" * 32}
+    del asked["d"]
+    subject.counted()
+    failed = await subject.store.delete_many(list(etags), etags=asked)
+    assert subject.counted() == {"delete_many": 1}
+    exact = subject.capabilities.conditional_delete_many
+    assert {key: type(why) for key, why in failed.items()} == ({"b": PreconditionFailed} if exact else {})
+    left = [entry.key for entry in (await subject.store.list_page("")).objects]
+    assert left == (["b"] if exact else [])
+
+
 async def test_create_bucket_again(subject: Subject) -> None:
     await subject.put("f")
     await subject.store.create_bucket()
