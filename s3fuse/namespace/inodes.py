@@ -104,6 +104,7 @@ class Inode:
         "version",
         "whole",
         "writers",
+        "writes",
         "xattrs",
     )
 
@@ -119,6 +120,7 @@ class Inode:
         self.known: Known | None = None  # where it is recorded that the kernel knows this inode
         self.data: DirtyFile | None = None
         self.lookups = self.opens = self.writers = 0
+        self.writes = 0  # how often bytes were written here, which moves no time: the kernel has the times
         self.version = self.synced_version = 0
         self.synced_at = 0.0
         self.asked_at = 0.0  # when the answer of the bucket was asked for that says how it is

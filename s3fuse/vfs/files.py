@@ -175,6 +175,9 @@ class Files:
     async def write(self, number: int, offset: int, data: bytes) -> int:
         """Stages and journals the bytes; waits while more is dirty than the mount may hold.
 
+        The times of the file stay: a page may come long after the program has written it, and the kernel, which has
+        the times of files that it caches for writing, sends them with each flush, unless they are the same.
+
         What a writer wrote that has a signal to act on is taken at once, above the limit: the kernel holds it in the
         writer's name, keeps the writer until it is taken, and would lose it by an error.
         """
@@ -202,7 +205,7 @@ class Files:
         try:
             self._touch(inode, max(inode.size, stop))
         except (OSError, sqlite3.DatabaseError):
-            self._resize(inode, max(inode.size, stop))
+            inode.size = max(inode.size, stop)
             self.core.changes.count(inode)
 
     async def _write(self, inode: Inode, offset: int, data: bytes) -> None:
@@ -236,14 +239,10 @@ class Files:
         with self.core.changes.journal.transaction():
             self.core.inodes.keep(inode)
             self._stage(inode).truncate(size)
-            self._resize(inode, size)
+            inode.size = size
+            inode.mtime_ns = inode.ctime_ns = time.time_ns()
             if inode.linked:
                 self.core.changes.changed(inode)
-
-    @staticmethod
-    def _resize(inode: Inode, size: int) -> None:
-        inode.size = size
-        inode.mtime_ns = inode.ctime_ns = time.time_ns()
 
     def _stage(self, inode: Inode) -> DirtyFile:
         if inode.data is None:
@@ -253,12 +252,13 @@ class Files:
 
     def _touch(self, inode: Inode, size: int) -> None:
         """Counts a write as a change; its row is written once per upload, the bytes have rows of their own."""
+        inode.writes += 1
         if not inode.linked or (inode.dirty and inode.number not in self.core.changes.in_flight):
-            self._resize(inode, size)
+            inode.size = size
             return
         with self.core.changes.journal.transaction():
             self.core.inodes.keep(inode)
-            self._resize(inode, size)
+            inode.size = size
             self.core.changes.changed(inode)
 
     async def flush(self, number: int) -> None:

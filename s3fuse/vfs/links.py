@@ -63,7 +63,7 @@ class Links:
 
     async def _copy(self, source: Inode, reading: int, parent: Inode, name: bytes) -> Inode | None:
         """The copy; None where the source changed meanwhile, and then there is none."""
-        changed_ns, size = source.ctime_ns, source.size
+        before, size = (source.ctime_ns, source.writes), source.size
         head = await self.files.read(reading, 0, min(size, AT_ONCE_BYTES))
         copy = await self.names.create(parent, name, source.mode, source.uid, source.gid)
         writing = self.files.open_known(copy, writes=True)
@@ -74,7 +74,7 @@ class Links:
             for offset in range(len(head), size, _STEP_BYTES):
                 data = await self.files.read(reading, offset, min(_STEP_BYTES, size - offset))
                 await self.files.write(writing, offset, bytes(data))
-            whole = (source.ctime_ns, source.size, source.writers) == (changed_ns, size, 0)
+            whole = ((source.ctime_ns, source.writes), source.size, source.writers) == (before, size, 0)
         finally:
             if not whole and copy.linked:
                 self.names.remove(copy)
