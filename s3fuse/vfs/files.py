@@ -61,7 +61,6 @@ class Files:
         self._siblings = Siblings(core.blocks.limit_bytes // 8 // INITIAL_BYTES)
         core.budget.handles = self.handles
         self._next = 1
-        self._refused: set[int] = set()  # inodes whose last write could not be taken
 
     async def open(self, inode: Inode, flags: int) -> int:
         """A handle. Looks at the bucket again when what is known is older than the TTL; ESTALE when it changed."""
@@ -190,15 +189,13 @@ class Files:
         except Exception as error:
             self._lose(inode, offset, stop, error)
             raise
-        self._refused.discard(inode.number)
         self._touch(inode, max(inode.size, stop))
         return len(data)
 
     def _lose(self, inode: Inode, start: int, stop: int, error: Exception) -> None:
         """Bytes of a write could not be taken. The kernel has told the program that they are written: see `poison`."""
         reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
-        if inode.number not in self._refused:  # not for each of many
-            self._refused.add(inode.number)
+        if inode.data is None or not inode.data.poisoned_text():  # not for each of many
             log.info("bytes that a program wrote to %r could not be taken: %s", inode.name, error)
         with suppress(OSError, sqlite3.DatabaseError):  # memory knows; the journal is written anew when it can be
             self._stage(inode).poison(start, stop, reason)
@@ -310,7 +307,6 @@ class Files:
             if inode.dirty and not inode.writers:
                 self.core.changes.settle(inode)
             return
-        self._refused.discard(inode.number)
         if inode.data is not None:
             if not inode.linked and not inode.dirty:
                 inode.data.discard()
