@@ -286,8 +286,11 @@ class _Wire:
 
 
 @contextmanager
-def connected(server: Hostile, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Store]:
-    """A store whose connections all lead to the server; nothing waits before it tries again."""
+def connected(server: Hostile, monkeypatch: pytest.MonkeyPatch, *, lists_metadata: bool = True) -> Iterator[S3Store]:
+    """A store whose connections all lead to the server; nothing waits before it tries again.
+
+    Where listings have no metadata, the engine asks by HEAD.
+    """
 
     async def connect(host: str, port: int, tls: object) -> _Wire:
         await trio.lowlevel.checkpoint()
@@ -297,7 +300,7 @@ def connected(server: Hostile, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3St
         patched.setattr(transport, "connect", connect)
         store = S3Store("http://hostile", BUCKET, StaticProvider("access", "secret"))
         store._client.backoff_s = lambda attempt: 0.0  # type: ignore[method-assign]
-        store._objects.findings.list_metadata = True
+        store._objects.findings.list_metadata = lists_metadata
         store._objects.findings.conditional_put = True
         store._objects.findings.marker_metadata = True
         yield store

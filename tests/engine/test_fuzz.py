@@ -205,6 +205,7 @@ async def attack(
     plan: list[tuple[str, int, tuple[str, Any, Any]]],
     ttl_s: float,
     on_disk: bool,
+    lists_metadata: bool,
     clock: Clock,
 ) -> None:
     server = Hostile(MemoryStore())
@@ -213,7 +214,7 @@ async def attack(
     with (
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(dir=FOLDER) as folder,
-        connected(server, patch) as store,
+        connected(server, patch, lists_metadata=lists_metadata) as store,
     ):
         async with trio.open_nursery() as nursery:
             rig = Rig(
@@ -263,7 +264,7 @@ async def _read_all(rig: Rig, path: str, shown: dict[str, bytes]) -> None:
             shown[below] = await rig.cat(below)
 
 
-@given(steps, damages, st.sampled_from([0.0, 1000.0]), st.booleans())
+@given(steps, damages, st.sampled_from([0.0, 1000.0]), st.booleans(), st.booleans())
 @settings(max_examples=EXAMPLES, deadline=None, phases=PHASES, suppress_health_check=list(HealthCheck))
 @pytest.mark.timeout(120 + EXAMPLES)
 def test_fuzz(
@@ -271,6 +272,7 @@ def test_fuzz(
     plan: list[tuple[str, int, tuple[str, Any, Any]]],
     ttl_s: float,
     on_disk: bool,
+    lists_metadata: bool,
 ) -> None:
     """`on_disk`: with a journal and a session, whose formats have to hold whatever was believed."""
     faults = Faults()
@@ -284,7 +286,7 @@ def test_fuzz(
         patch.setattr(LOG, "propagate", False)
         LOG.addHandler(faults)
         try:
-            trio.run(partial(attack, script, plan, ttl_s, on_disk, clock))
+            trio.run(partial(attack, script, plan, ttl_s, on_disk, lists_metadata, clock))
         except BaseExceptionGroup as group:
             error: BaseException = group
             while isinstance(error, BaseExceptionGroup):
