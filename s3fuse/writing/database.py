@@ -60,7 +60,13 @@ _CHANGES = {
         "ALTER TABLE identity ADD COLUMN boot TEXT;"
         "UPDATE identity SET format=3;"
     ),
-    3: "UPDATE identity SET format=4;",
+    3: (
+        # A size that a write gave: from now on the row has the one that the file has without what is staged.
+        "UPDATE layer SET size=min(size, below) WHERE (start < size AND size <= stop) OR EXISTS (SELECT 1 FROM segment "
+        "WHERE segment.number=layer.number AND segment.generation=layer.generation "
+        "AND segment.start < layer.size AND layer.size <= segment.stop);"
+        "UPDATE identity SET format=4;"
+    ),
     4: (
         "ALTER TABLE node ADD COLUMN row_crc INTEGER;"
         "ALTER TABLE node ADD COLUMN seal INTEGER;"

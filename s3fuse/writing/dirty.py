@@ -188,7 +188,7 @@ class DirtyFile:
 
     def _put_layer_back(self, layer: Layer, before: Layer, segments: Segments) -> None:
         layer.extents, layer.below_bytes, layer.size_bytes = before.extents, before.below_bytes, before.size_bytes
-        layer.poisoned = before.poisoned
+        layer.poisoned, layer.floor_bytes = before.poisoned, before.floor_bytes
         self._segments[layer.generation] = segments
 
     def _top(self) -> Layer:

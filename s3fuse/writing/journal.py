@@ -95,7 +95,7 @@ class Journal(Transactions):
         """Records a layer with all its segments, of which none is recorded; gives its `home`."""
         layer, segments = staged.layer, staged.segments
         first = segments[0] if segments else Segment(0, 0, 0)
-        head = (number, layer.generation, layer.size_bytes, layer.below_bytes, staged.token, staged.slot)
+        head = (number, layer.generation, layer.floor_bytes, layer.below_bytes, staged.token, staged.slot)
         row = (*head, *first, _head_checksum(*head))
         if len(segments) <= 1:
             self._execute("INSERT OR REPLACE INTO layer VALUES (?,?,?,?,?,?,?,?,?,?,?)", row)
@@ -170,11 +170,11 @@ class Journal(Transactions):
         """Records that a layer has another size and no segments beyond it, `cut` a new end; gives its `home`."""
         layer = staged.layer
         whose = (number, layer.generation)
-        row_crc = _head_checksum(*whose, layer.size_bytes, layer.below_bytes, staged.token, staged.slot)
+        row_crc = _head_checksum(*whose, layer.floor_bytes, layer.below_bytes, staged.token, staged.slot)
         with self.transaction():
             self._execute(
                 "UPDATE layer SET size=?, below=?, row_crc=? WHERE number=? AND generation=?",
-                (layer.size_bytes, layer.below_bytes, row_crc, *whose),
+                (layer.floor_bytes, layer.below_bytes, row_crc, *whose),
             )
             self._execute(
                 "DELETE FROM segment WHERE number=? AND generation=? AND start>=?", (*whose, layer.size_bytes)
@@ -262,13 +262,13 @@ class Journal(Transactions):
             of_layer = [segment for segment in all_of_layer if segment.is_possible]
             is_right = is_right and len(of_layer) == len(all_of_layer)
             extents = Extents((segment.start, segment.stop) for segment in of_layer)
-            layer = Layer(generation, extents, below, max(size, extents.end))
+            layer = Layer(generation, extents, below, max(size, extents.end), floor_bytes=size)
             reason = ""
             for start, stop, why in poisoned.get((number, generation), ()):
                 layer.poison(start, stop)
                 reason = why
             home = first[0] if any(first) else HOMELESS
-            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home, size, reason, is_right))
+            found.setdefault(number, []).append(StagedLayer(layer, token, slot, of_layer, home, reason, is_right))
         return found
 
     # -- parked bytes: `temporary` has every object that may be there, `parked` what they hold of a file

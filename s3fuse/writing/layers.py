@@ -53,7 +53,8 @@ class Layer:
 
     Bytes in `extents` are in the staging file of `generation`; others below `below_bytes` show what is below; the
     rest up to `size_bytes`, the size of the file as seen from here, is zeros. Bytes in `poisoned` are lost, whatever is
-    there or below.
+    there or below. `floor_bytes` is the size that the file has even where nothing is left of `extents`: what was cut or
+    grown, not what was written.
     """
 
     generation: int
@@ -61,6 +62,11 @@ class Layer:
     below_bytes: int
     size_bytes: int
     poisoned: Extents = field(default_factory=Extents)
+    floor_bytes: int = -1
+
+    def __post_init__(self) -> None:
+        if self.floor_bytes < 0:
+            self.floor_bytes = self.size_bytes
 
     def write(self, start: int, stop: int) -> None:
         """Notes that [start, stop) is staged; the file grows to `stop` if it was shorter."""
@@ -78,7 +84,10 @@ class Layer:
 
     def truncate(self, size: int) -> None:
         """Makes the file `size` bytes long: cut, or grown by zeros."""
+        is_grown = size > self.size_bytes
         self.extents.clip(size)
+        # Where written bytes end at `size`, and they are lost, the cut has left nothing of them.
+        self.floor_bytes = size if is_grown or self.extents.end < size else min(self.floor_bytes, size)
         self.poisoned.clip(size)
         self.below_bytes = min(self.below_bytes, size)
         self.size_bytes = size

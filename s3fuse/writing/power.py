@@ -28,22 +28,18 @@ if TYPE_CHECKING:
 def what_is_left(staged: StagedLayer, read: Read) -> StagedLayer:
     """A layer as it is after a power failure; the same one where nothing is missing."""
     kept: list[Segment] = []
-    lost: set[int] = set()  # where they end
     for segment in staged.segments:
         data = read(segment.start, segment.stop)
         if segment.crc == DAMAGED or segment.fits(data):
             kept.append(segment)
-        elif segment.synced != SYNCED:
-            lost.add(segment.stop)
-        elif staged.slot is None and len(data) == segment.stop - segment.start:
-            kept.append(segment._replace(crc=IN_DOUBT))
-        else:
-            kept.append(segment)  # that is damage
+        elif segment.synced == SYNCED:
+            is_there = staged.slot is None and len(data) == segment.stop - segment.start
+            kept.append(segment._replace(crc=IN_DOUBT) if is_there else segment)  # else that is damage
     if kept == staged.segments:
         return staged
     before = staged.layer
     extents = Extents((segment.start, segment.stop) for segment in kept)
-    size = min(staged.row_bytes, before.below_bytes) if staged.row_bytes in lost else staged.row_bytes
-    layer = Layer(before.generation, extents, before.below_bytes, max(size, extents.end), before.poisoned)
+    size = max(before.floor_bytes, extents.end)
+    layer = Layer(before.generation, extents, before.below_bytes, size, before.poisoned, before.floor_bytes)
     home = staged.home if any(segment.start == staged.home for segment in kept) else HOMELESS
-    return staged._replace(layer=layer, segments=kept, home=home, row_bytes=layer.size_bytes)
+    return staged._replace(layer=layer, segments=kept, home=home)

@@ -60,9 +60,8 @@ class FoundNode(NamedTuple):
 class StagedLayer(NamedTuple):
     """A layer, the token of its upload, its slot in the slab (None: a staging file of its own), its segments.
 
-    `home` is where the segment starts that the layer's own row has, HOMELESS for none; `row_bytes` is the size in that
-    row: what the file had when the layer was recorded or last truncated. `reason` says why bytes of it are poisoned.
-    `is_right`: its row is the one that was recorded, as far as its checksum says.
+    `home` is where the segment starts that the layer's own row has, HOMELESS for none. `reason` says why bytes of
+    it are poisoned. `is_right`: its row is the one that was recorded, as far as its checksum says.
     """
 
     layer: Layer
@@ -70,7 +69,6 @@ class StagedLayer(NamedTuple):
     slot: int | None
     segments: list[Segment]
     home: int = HOMELESS
-    row_bytes: int = 0
     reason: str = ""
     is_right: bool = True
 

@@ -79,7 +79,7 @@ def staged(
     segments = [Segment(start, stop, 100 + start) for start, stop in ranges]
     extents = Extents(ranges)
     layer = Layer(generation, extents, below, max(size, extents.end))
-    return StagedLayer(layer, token, slot, segments, ranges[0][0] if ranges else -1, layer.size_bytes)
+    return StagedLayer(layer, token, slot, segments, ranges[0][0] if ranges else -1)
 
 
 def test_rows_come_back(journal: Journal) -> None:

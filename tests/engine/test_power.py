@@ -261,3 +261,43 @@ async def test_an_uploaded_file_whose_slot_was_used_again(
     assert await rig.cat("old") == b"old body"
     await until(lambda: not rig.dirty())
     await after.close()
+
+
+@pytest.mark.parametrize("seed", range(24))
+async def test_no_zeros_stand_for_bytes_that_were_not_synced(
+    bench: Bench, disk: Disk, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch, expected_log: list[str], seed: int
+) -> None:
+    """The journal's rows are on the disk, and of what they name only what was synced: programs wrote no zero at all."""
+    expected_log += ["were not synced and are lost"]
+    rng = random.Random(seed)
+    rig = await local(bench)
+    handle = await rig.create("file")
+    await rig.files.fsync(handle)
+    body, synced, shortest = b"", b"", 0
+    for _ in range(rng.randrange(2, 12)):
+        kind = rng.choice(("append", "append", "append", "overwrite", "cut", "fsync") if seed else ("append",))
+        if kind == "fsync":
+            await rig.files.fsync(handle)
+            synced, shortest = body, len(body)
+        elif kind == "cut":
+            body = body[: rng.randrange(len(body) + 1)]
+            rig.files.truncate(await rig.walk("file"), len(body))
+            shortest = min(shortest, len(body))
+        else:
+            start = rng.randrange(len(body) + 1) if kind == "overwrite" else len(body)
+            data = bytes(rng.randrange(1, 256) for _ in range(rng.choice((1, 300, 5000, 40_000))))
+            await rig.files.write(handle, start, data)
+            body = body[:start] + data + body[start + len(data) :]
+    monkeypatch.setattr("s3fuse.writing.journal.boot_id", lambda: "the next")
+    folder = bench.directory / "after"
+    folder.mkdir()
+    disk.image(folder / "cache", None)
+    log = f"{DATABASE}-wal"
+    (folder / "cache" / log).write_bytes((bench.directory / "cache" / log).read_bytes())
+    after = Bench(folder, nursery)
+    rig = await after.rig(fsync_to="local")
+    await rig.drain(rounds=3)
+    await after.close()
+    found = after.data("file")
+    assert b"\0" not in found
+    assert shortest <= len(found) <= max(len(body), len(synced))

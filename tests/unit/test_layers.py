@@ -135,6 +135,8 @@ def test_every_byte_is_the_last_one_written(
             file.commit()
         size = file.layers[-1].size_bytes
         assert size == len(file.seen)
+        for layer in file.layers:  # so much is in the journal
+            assert layer.size_bytes == max(layer.floor_bytes, layer.extents.end, layer.poisoned.end)
         pieces = resolve(file.layers, len(file.base), 0, size, file.overlay)
         assert file.read(pieces, file.lost) == file.seen
         assert all(before[0::3] != after[0::3] for before, after in pairwise(pieces))
