@@ -139,7 +139,7 @@ class Cluster:
         for key, versions in by_key.items():
             told = [text for _, text in sorted(versions)]
             for at, text in enumerate(told):
-                if f" {finding.id}" in text.replace(",", " "):
+                if str(finding.id) in text.replace(",", " ").split():
                     lines.append(f"{key}: " + " ; ".join(told[max(0, at - 1) : at + 3]))
         return replace(finding, text=f"{finding.text}\n      " + "\n      ".join(lines or ["never in the bucket"]))
 
