@@ -183,11 +183,16 @@ class Gate:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._open = threading.Event()
         self._open.set()
+        self._what = re.compile(b"")
+        #: How many requests are held.
+        self.waiting = 0
         self._sockets: list[socket.socket] = []
         self.server = dataclasses.replace(server, endpoint=f"http://127.0.0.1:{self._listener.getsockname()[1]}")
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def hold(self) -> None:
+    def hold(self, what: bytes = b"PUT|POST|DELETE") -> None:
+        """Holds requests whose head begins with that pattern."""
+        self._what = re.compile(what)
         self._open.clear()
 
     def open(self) -> None:
@@ -215,8 +220,10 @@ class Gate:
                 head = line
                 while (line := requests.readline()) not in (b"\r\n", b""):
                     head += line
-                if not head.startswith((b"GET", b"HEAD")):
+                if self._what.match(head):
+                    self.waiting += 1
                     self._open.wait()
+                    self.waiting -= 1
                 server.sendall(head + line)
                 length = re.search(rb"(?i)\ncontent-length: *(\d+)", head)
                 left = int(length[1]) if length else 0
