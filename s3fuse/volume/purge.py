@@ -9,10 +9,11 @@ Each of these jobs is a process of its own, which the plugin runs (see `jobs`).
 
 from __future__ import annotations
 
+import hashlib
 import math
-import secrets
 import socket
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -110,10 +111,13 @@ async def purge(store: Store, prefix: str, job: Job) -> dict[str, Any]:
     """
     purging = _Purging(store, prefix, job)
     try:
-        return await purging.run()
-    finally:
-        with trio.move_on_after(_CLEAN_UP_S, shield=True):
+        result = await purging.run()
+    except BaseException:
+        with trio.move_on_after(_CLEAN_UP_S, shield=True), suppress(StoreError):  # else it expires
             await purging.clean_up()
+        raise
+    await purging.clean_up()
+    return result
 
 
 class _Purging:
@@ -123,7 +127,10 @@ class _Purging:
         self._store = store
         self._prefix = prefix
         self._job = job
-        self._announcement = leases.purge_key(prefix, secrets.token_hex(16))
+        # The same one when it is tried again, so that nothing stays of a try that was killed.
+        which = f"{socket.gethostname()} {job.volume} {job.not_after_ns} {job.removed_ns}"
+        self._announcement = leases.purge_key(prefix, hashlib.sha256(which.encode()).hexdigest()[:32])
+        self._proof: list[str] = []  # what goes with the last object
         self._mark: Mark | None = None
         self._now_ns = self._until_ns = 0
         self._deleted = 0
@@ -148,12 +155,12 @@ class _Purging:
             if count >= found:
                 raise Refused(f"{count} objects below {self._prefix} are still there though they were deleted")
             found = count
-        await leases.remove(self._store, [ownership.mark_key(self._prefix, self._job.volume), *self._job.own])
+        self._proof = [ownership.mark_key(self._prefix, self._job.volume), *self._job.own]
         return {"deleted": self._deleted, "kept": self._kept}
 
     async def clean_up(self) -> None:
         """Nothing of the purge itself stays, nor, where the server keeps them, an empty directory of the place."""
-        await leases.remove(self._store, [self._announcement])
+        await leases.remove(self._store, [self._announcement, *self._proof])
         left = (await self._store.list_page(self._prefix, delimiter="", limit=2)).objects if self._prefix else ()
         if self._deleted and [info.key for info in left] == [self._prefix] and self._may_go(left[0]):
             await self._store.delete(self._prefix)

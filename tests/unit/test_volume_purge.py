@@ -242,6 +242,24 @@ async def test_what_a_killed_purge_left_goes_with_the_next() -> None:
     assert await store.keys() == set()
 
 
+async def test_a_try_whose_end_was_lost_leaves_nothing_when_it_is_done_again() -> None:
+    """The proof goes with the last request, so that the next try finds it, or nothing at all."""
+    store = Server()
+    await made(store, "x")
+    task = job(store)
+
+    def fail(keys: Sequence[str]) -> None:
+        if any(leases.is_purge(key) for key in keys):
+            raise Unavailable("away")
+
+    store.before_delete = fail
+    with pytest.raises(Unavailable):
+        await purge(store, PREFIX, task)
+    store.before_delete = None
+    assert await purge(store, PREFIX, task) == {"deleted": 0, "kept": 0}
+    assert await store.keys() == set()
+
+
 async def test_a_server_that_does_not_delete_is_no_endless_loop() -> None:
     store = Server()
     await made(store, "x")
