@@ -126,19 +126,22 @@ class Driver:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         definition = self._options.define(name, given, self._rule, now)
         self._places.arguments(definition, self._options)
-        async with self._changing, self._purges.making(definition):
-            known = self._volumes.get(name)
-            if known is None:
+        async with self._purges.making(definition):
+            if name not in self._volumes:
                 await self._purges.own(definition)
-                await trio.to_thread.run_sync(self._state.save, definition)
-                self._add(definition).owe(0)
-                log.info("volume %s is made: %s", name, definition.place)
-            elif not known.definition.same_as(definition):
-                raise UserError(
-                    f"volume {name} exists with other options ({_options(known.definition)}); remove it first, or "
-                    "choose another name",
-                    ExitCode.USAGE,
-                )
+            async with self._changing:
+                self._purges.check_name(name)  # it may have been removed meanwhile
+                known = self._volumes.get(name)
+                if known is None:
+                    await trio.to_thread.run_sync(self._state.save, definition)
+                    self._add(definition).owe(0)
+                    log.info("volume %s is made: %s", name, definition.place)
+                elif not known.definition.same_as(definition):
+                    raise UserError(
+                        f"volume {name} exists with other options ({_options(known.definition)}); remove it first, or "
+                        "choose another name",
+                        ExitCode.USAGE,
+                    )
         return {}
 
     async def _remove(self, arguments: dict[str, Any]) -> dict[str, Any]:

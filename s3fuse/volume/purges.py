@@ -48,28 +48,27 @@ class Purges:
         #: Names of removed volumes whose data is still to be purged.
         self.waiting: set[str] = set()
         self._running: dict[str, Definition] = {}
-        self._making: Definition | None = None
+        self._making: list[Definition] = []
+
+    def check_name(self, name: str) -> None:
+        """Raises UserError where a removed volume of this name is still to be purged."""
+        if name in self.waiting:
+            raise UserError(f"volume {name} was removed, and its data is still being purged; try again later")
 
     @asynccontextmanager
     async def making(self, definition: Definition) -> AsyncIterator[None]:
-        """While a volume is being made nothing is deleted at its place. Raises UserError where that is done just now.
-
-        One volume at a time.
-        """
-        if definition.name in self.waiting:
-            raise UserError(
-                f"volume {definition.name} was removed, and its data is still being purged; try again later"
-            )
+        """While a volume is made nothing is deleted at its place. Raises UserError where that is done just now."""
+        self.check_name(definition.name)
         for other in self._running.values():
             if definition.overlaps(other):
                 raise UserError(
                     f"the data of the removed volume {other.name}, in {other.place}, is being purged; try again later"
                 )
-        self._making = definition
+        self._making.append(definition)
         try:
             yield
         finally:
-            self._making = None
+            self._making.remove(definition)
 
     async def own(self, definition: Definition) -> None:
         """Puts the owner's mark of a volume that is being made, before anything else is written at its place.
@@ -147,8 +146,8 @@ class Purges:
             if unread := await trio.to_thread.run_sync(self._state.unread):
                 raise UserError(f"volume {unread[0]} may have it, too: {self._state.broken[unread[0]]}")
             # From here until the end of the process no volume can be made there: no await in between.
-            if self._making is not None and self._making.overlaps(definition):
-                raise UserError(f"volume {self._making.name} is being made there")
+            if (new := next(filter(definition.overlaps, self._making), None)) is not None:
+                raise UserError(f"volume {new.name} is being made there")
             if (other := self._other(definition)) is not None:
                 _tell_of_other(definition, other)
                 removal = replace(removal, keep=True)

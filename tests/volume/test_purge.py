@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.fuse.harness import S3FUSE, free_environment, run, wait_for
+from tests.proxy import Fault
 from tests.volume.harness import WAIT_S, Plugin, Refused, container
 
 if TYPE_CHECKING:
@@ -320,3 +322,20 @@ def test_an_empty_volume_looks_empty(plugins: Plugins, server: Server, buckets: 
         plugin.call("Remove", Name=name)
         purged(plugin)
         assert not [key for key in bucket.every_key() if not key.startswith(".s3fuse/directories")]
+
+
+def test_a_creation_that_waits_for_the_server_keeps_nobody_waiting(
+    plugins: Plugins, bucket: Bucket, proxy: Proxy
+) -> None:
+    plugin = plugins(proxy.server)
+    proxy.fail(Fault.STALLED)
+    with ThreadPoolExecutor(1) as pool:
+        before = proxy.requests.total()
+        slow = pool.submit(plugin.create, "slow", bucket=bucket.name, prefix="a", purge="true")
+        wait_for(lambda: proxy.requests.total() > before, timeout_s=WAIT_S)
+        plugin.create("fast", bucket=bucket.name, prefix="b")
+        plugin.call("Remove", Name="fast")
+        assert not slow.done()
+        proxy.heal()
+        slow.result()
+    assert plugin.names() == {"slow"}
