@@ -58,10 +58,12 @@ class World:
         #: Purges under way end when this is set.
         self.go = trio.Event()
         self.go.set()
+        self.begun = trio.Event()
 
     async def run(self, definition: Definition, options: MountOptions, places: Places, job: Job) -> dict[str, Any]:
         self.jobs.append(job)
         if job.do == "purge":
+            self.begun.set()
             await self.go.wait()
         answer = next(iter(self.answers.get(job.do, [])), {"now_ns": 7} if job.do == "look" else {})
         self.answers[job.do] = self.answers.get(job.do, [])[1:]
@@ -171,7 +173,7 @@ async def test_no_volume_is_made_where_a_purge_is_under_way(
     definition = world.removed(volume, removal)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.purges.run, definition, removal)
-        await trio.testing.wait_all_tasks_blocked()
+        await world.begun.wait()
         for name, prefix in (("a", "p"), ("b", "p/q"), ("c", ""), ("vol", "elsewhere")):
             with pytest.raises(UserError, match="try again later"):
                 async with world.purges.making(define(name, prefix)):

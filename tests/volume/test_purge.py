@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
@@ -42,8 +43,15 @@ def fill(plugin: Plugin, volume: str, *names: str) -> None:
 
 
 def purged(plugin: Plugin) -> None:
-    """Returns when no purge waits any more."""
-    wait_for(lambda: not list(plugin.state.glob("*.purge")), timeout_s=WAIT_S)
+    """Returns when no purge waits any more, and the plugin has said so of each volume that was removed."""
+
+    def done() -> bool:
+        text = plugin.log_text()
+        removed = len(re.findall(r"driver: volume \S+ is removed\n", text))
+        said = len(re.findall(r"INFO s3fuse.volume.purges: the data of the removed volume", text))
+        return said >= removed and not list(plugin.state.glob("*.purge"))
+
+    wait_for(done, timeout_s=WAIT_S)
 
 
 def test_purge(plugins: Plugins, server: Server, buckets: Callable[..., Bucket]) -> None:
