@@ -121,7 +121,12 @@ class Purges:
         pause_s, most_s = RETRY_S
         while True:
             try:
-                done = await self._once(definition, removal)
+                done = None if removal.keep else await self._purge(definition, removal)
+                if done is None and not removal.keep:
+                    removal = replace(removal, keep=True)  # also where the next step fails, or this process ends
+                    await trio.to_thread.run_sync(self._state.note, definition, removal)
+                if done is None:
+                    await self._job(definition, do="disown", own=removal.leases)
                 break
             except UserError as error:
                 log.error("the data of the removed volume %s is not purged yet: %s", definition.name, error)
@@ -129,7 +134,7 @@ class Purges:
             pause_s = min(most_s, pause_s * 2)
         await trio.to_thread.run_sync(self._state.purged, definition)
         self.waiting.discard(definition.name)
-        log.info("the data of the removed volume %s, %s, %s", definition.name, definition.place, done)
+        log.info("the data of the removed volume %s, %s, %s", definition.name, definition.place, done or "stays")
 
     async def clean_up(self, volume: VolumeMount) -> None:
         """Takes away what mounts of a removed volume without purge, that died, left of leases: else they expire."""
@@ -140,41 +145,30 @@ class Purges:
         except UserError as error:
             log.info("volume %s: its lease stays until it expires: %s", volume.definition.name, error)
 
-    async def _once(self, definition: Definition, removal: Removal) -> str:
-        """What became of the data. Raises UserError where it is to be tried again."""
-        if not removal.keep:
-            if unread := await trio.to_thread.run_sync(self._state.unread):
-                raise UserError(f"volume {unread[0]} may have it, too: {self._state.broken[unread[0]]}")
-            # From here until the end of the process no volume can be made there: no await in between.
-            if (new := next(filter(definition.overlaps, self._making), None)) is not None:
-                raise UserError(f"volume {new.name} is being made there")
-            if (other := self._other(definition)) is not None:
-                _tell_of_other(definition, other)
-                removal = replace(removal, keep=True)
+    async def _purge(self, definition: Definition, removal: Removal) -> str | None:
+        """What became of the data; None where it is somebody else's now. Raises UserError to be called again."""
+        if unread := await trio.to_thread.run_sync(self._state.unread):
+            raise UserError(f"volume {unread[0]} may have it, too: {self._state.broken[unread[0]]}")
+        # From here until the end of the process no volume can be made there: no await in between.
+        if (new := next(filter(definition.overlaps, self._making), None)) is not None:
+            raise UserError(f"volume {new.name} is being made there")
+        if (other := self._other(definition)) is not None:
+            _tell_of_other(definition, other)
+            return None
         self._running[definition.name] = definition
         try:
-            if not removal.keep:
-                found = await self._purge(definition, removal)
-                if "in_use" not in found:
-                    return _outcome(definition, found)
-                log.error(
-                    "the data of the removed volume %s is not purged, as it is in use: %s. It stays for good",
-                    definition.name,
-                    found["in_use"],
-                )
-            await self._job(definition, do="disown", own=removal.leases)
+            times = {"not_after_ns": removal.server_ns, "removed_ns": removal.removed_ns}
+            found = await self._job(definition, do="purge", own=removal.leases, **times)
         finally:
             del self._running[definition.name]
-        return "stays"
-
-    async def _purge(self, definition: Definition, removal: Removal) -> dict[str, Any]:
-        return await self._job(
-            definition,
-            do="purge",
-            own=removal.leases,
-            not_after_ns=removal.server_ns,
-            removed_ns=removal.removed_ns,
+        if "in_use" not in found:
+            return _outcome(definition, found)
+        log.error(
+            "the data of the removed volume %s is not purged, as it is in use: %s. It stays for good",
+            definition.name,
+            found["in_use"],
         )
+        return None
 
     def _other(self, definition: Definition) -> Definition | None:
         """Another volume of this node that has some of the data of this one."""

@@ -137,6 +137,10 @@ class State:
         except OSError as error:
             raise UserError(f"the definition {path} cannot be removed: {error.strerror}") from None
 
+    def note(self, definition: Definition, removal: Removal) -> None:
+        """Returns when what is known of a removal is on the disk (blocks). Raises UserError."""
+        self._write(self._path(definition.name).with_suffix(_PURGE), definition, {"removed": removal.to_json()})
+
     def purged(self, definition: Definition) -> None:
         """Forgets a removed volume whose data is gone (blocks)."""
         self._path(definition.name).with_suffix(_PURGE).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -144,6 +145,26 @@ async def test_a_use_that_began_after_the_removal_ends_the_purge_for_good(
     assert world.done == ["look", "purge", "disown"]
     assert "node B has it. It stays for good" in caplog.text
     assert world.state.load() == ([], [])
+
+
+async def test_what_is_given_up_is_never_taken_up_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever used it has ended when the rest of the work can be done: it is his data all the same."""
+    world.answers = {"purge": [{"in_use": "node B has it"}], "disown": [UserError("away")] * 3}
+    volume = world.add("vol")
+    removal = await world.purges.ask(volume)  # type: ignore[arg-type]
+    assert removal is not None
+    definition = world.removed(volume, removal)
+    monkeypatch.setattr(module, "RETRY_S", (0.001, 3600.0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.purges.run, definition, removal)
+        while "disown" not in world.done:  # noqa: ASYNC110 - what it looks at has no events
+            await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()  # the plugin ends
+    (_, [(definition, kept)]) = world.state.load()
+    assert kept == dataclasses.replace(removal, keep=True)
+    await world.purges.run(definition, kept)
+    assert world.done[:3] == ["look", "purge", "disown"]
+    assert set(world.done[3:]) == {"disown"}
 
 
 @pytest.mark.parametrize(
