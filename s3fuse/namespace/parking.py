@@ -131,7 +131,7 @@ class Parking:
     async def _send(self, data: DirtyFile, pack: Pack, limit: trio.CapacityLimiter) -> None:
         into = pack.into
         try:
-            with data.staging.ledger.sending(pack.size_bytes):
+            with data.staging.ledger.sending(pack.size_bytes, data.arrived):
                 etag = await self.store.put(into.key, _PackBody(data, pack), metadata={TOKEN: into.token}, headers={})
             into.etag, into.size_bytes = etag, pack.size_bytes
         finally:

@@ -17,6 +17,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+class Arrived:
+    """How much of one layer has arrived, in this attempt and in the best one.
+
+    Only what is more than ever is progress: where each attempt fails at its end, nothing leaves, however much is sent.
+    """
+
+    __slots__ = ("_best_bytes", "_now_bytes")
+
+    def __init__(self) -> None:
+        self._best_bytes = self._now_bytes = 0
+
+    def begin(self) -> None:
+        """A new attempt."""
+        self._now_bytes = 0
+
+    def add(self, size_bytes: int) -> bool:
+        """So much more has arrived; gives whether it is progress."""
+        self._now_bytes += size_bytes
+        if self._now_bytes <= self._best_bytes:
+            return False
+        self._best_bytes = self._now_bytes
+        return True
+
+
 class Ledger:
     """Counts the staged bytes of one mount. All fields are bytes, times are `time.monotonic()` seconds."""
 
@@ -63,13 +87,14 @@ class Ledger:
             self._waiters.discard(event)
 
     @contextmanager
-    def sending(self, size_bytes: int) -> Iterator[None]:
-        """The block sends staged bytes; they have arrived when it ends without an exception."""
+    def sending(self, size_bytes: int, arrived: Arrived) -> Iterator[None]:
+        """The block sends bytes of a layer; they have `arrived` when it ends without an exception."""
         whose = object()
         self._sending[whose] = size_bytes
         try:
             yield
-            self.left()
+            if arrived.add(size_bytes):
+                self.left()
         finally:
             del self._sending[whose]
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from s3fuse.journal.seals import of_file, of_layer
+from s3fuse.staging.ledger import Arrived
 from s3fuse.staging.slab import SLOT_BYTES
 from s3fuse.writing import poison
 from s3fuse.writing.checks import Damage, Segments
@@ -53,6 +54,7 @@ class DirtyFile:
         "_segments",
         "_syncing",
         "_unchecked",
+        "arrived",
         "base_bytes",
         "damaged",
         "frozen",
@@ -74,6 +76,7 @@ class DirtyFile:
         self.damaged = ""  # what was found to be wrong with staged bytes
         self.poison_reason = ""  # why bytes could not be staged last
         self.outdated_tokens: list[str] = []  # of layers that were given up; the bucket may have them all the same
+        self.arrived = Arrived()  # of layers[0]
         self.frozen = False  # layers[0] is being uploaded or parked and must not change
         self.parked = ParkedFile(number, staging)
         self._places = Places(staging, number)
@@ -376,6 +379,7 @@ class DirtyFile:
     def freeze(self) -> None:
         """Fixes the oldest layer for an upload."""
         self.frozen = True
+        self.arrived.begin()
 
     def set_base(self, size: int) -> None:
         """Another object of so many bytes is below the layers. Call inside a journal transaction."""
@@ -392,6 +396,7 @@ class DirtyFile:
     def _pop_oldest(self) -> Layer:
         self.tokens.pop(0)
         self.frozen = False
+        self.arrived = Arrived()
         return self.layers.pop(0)
 
     def park(self, pack_bytes: int, new: Callable[[], Temporary]) -> list[Pack]:

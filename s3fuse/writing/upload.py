@@ -51,7 +51,7 @@ class Version:
 
     def sending(self, size_bytes: int) -> AbstractContextManager[None]:
         """The block brings so much of it to the bucket: whoever waits for room sees that as progress."""
-        return nullcontext() if self.data is None else self.data.staging.ledger.sending(size_bytes)
+        return nullcontext() if self.data is None else self.data.staging.ledger.sending(size_bytes, self.data.arrived)
 
 
 @dataclass(frozen=True)

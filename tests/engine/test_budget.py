@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from s3fuse.store.faulty import late
+from s3fuse.store.faulty import late, refused
 from s3fuse.vfs import budget
 from s3fuse.writing.ephemeral import MemoryStaging
 from tests.engine.rig import MIB, SMALL_LIMITS, Bench, Rig, fails, until
@@ -96,6 +96,25 @@ async def test_a_large_body_may_take_as_long_as_the_store_lets_it(
     rig.line.cut = True
     with pytest.raises(OSError, match="nothing could be uploaded"), trio.fail_after(20):
         await rig.put("third", bytes(200 * KIB))
+
+
+@pytest.mark.usefixtures("_small_parts")
+async def test_what_is_sent_again_and_again_is_no_progress(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every part arrives in every attempt, and the server always refuses the whole: a writer is told in the end."""
+    monkeypatch.setattr(budget, "STALL_S", 0.5)
+    monkeypatch.setattr(budget, "LOOK_S", 0.05)
+    monkeypatch.setattr(random, "uniform", lambda least, most: 0.0)  # each attempt at once
+    size = 100 * KIB
+    rig = await small(bench, budget_bytes=size)
+    await rig.put("large", bytes(size))
+    rig.line.quiet = False
+    rig.line.schedule("multipart_complete", *[refused()] * 100_000)
+    with pytest.raises(OSError, match="nothing could be uploaded"), trio.fail_after(20):
+        await rig.put("other", b"x")
+    rig.line.quiet = True
+    await rig.unlink("other")
+    await rig.drained()
+    assert bench.contents() == {"large": bytes(size)}
 
 
 # -- waiting in order
