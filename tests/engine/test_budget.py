@@ -200,7 +200,7 @@ async def test_a_burst_of_files_on_a_small_disk_leaves_room(
     for number in range(count):
         await rig.put(f"f{number}", bytes([number % 256]) * size)
     await rig.drained()
-    await rig.put("large", bytes(24 * MIB))
+    await rig.put("large", bytes(16 * MIB))
     await rig.drained()
     assert held_bytes(rig) == rig.core.staging.ledger.held_bytes
     await rig.core.staging.give_back()
