@@ -316,7 +316,7 @@ def soak(
     status = mount.status()
     if status["conflicts"]:
         report.losses.append(f"conflicts that nobody made: {status['conflicts']}")
-    if leftovers := {key for key in bucket.keys(".s3fuse/") if not key.startswith(".s3fuse/directories")}:
+    if leftovers := bucket.temporaries():
         report.losses.append(f"left in the bucket: {sorted(leftovers)}")
     report.faults, report.requests = proxy.counts, proxy.requests
     report.losses += _what_stays(mount, crew, forget_s)

@@ -148,6 +148,11 @@ class Bucket:
         found = self.client.list_objects(self.name, prefix=prefix, recursive=True)
         return {item.object_name for item in found if item.object_name}
 
+    def temporaries(self) -> set[str]:
+        """The keys of objects that s3fuse keeps for a while only: parked bytes, and what was set aside."""
+        kept = (".s3fuse/directories/", ".s3fuse/root")
+        return {key for key in self.keys(".s3fuse/") if not key.startswith(kept)}
+
     def leases(self, prefix: str = "") -> set[str]:
         """The keys of leases."""
         return {key for key in self.every_key(prefix) if is_lease(key)}

@@ -36,10 +36,6 @@ def unfinished(bucket: Bucket, key: str) -> list[str]:
     return [upload.object_name for upload in found if upload.object_name == key]
 
 
-def temporary(bucket: Bucket) -> set[str]:
-    return {key for key in bucket.keys(".s3fuse/") if not key.startswith((".s3fuse/directories/", ".s3fuse/root"))}
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "source"
@@ -69,7 +65,7 @@ def test_interrupted_copy(
     mount.flush()
     assert bucket.get("copy") == whole[:size]
     assert unfinished(bucket, "copy") == []
-    wait_for(lambda: not temporary(bucket))
+    wait_for(lambda: not bucket.temporaries())
     mount.remount()
     assert target.read_bytes() == whole[:size]
 
@@ -92,5 +88,5 @@ def test_killed_in_the_middle_of_an_upload(
     mount.flush()
     assert bucket.get("copy") == source.read_bytes()
     wait_for(lambda: not unfinished(bucket, "copy"), timeout_s=30)
-    assert temporary(bucket) == set()
+    assert bucket.temporaries() == set()
     assert os.listdir(mount.path) == ["copy"]
