@@ -99,6 +99,8 @@ async def _serve(config: MountConfig, keeping: Keeping) -> ExitCode | None:
                 gc.enable()
                 code = await mount.run()
                 nursery.cancel_scope.cancel()
+            if code is None:
+                journal.leave()
             return code
         finally:
             journal.close()

@@ -25,8 +25,9 @@ SPARE_BYTES = 4 << 20
 LEAST_BYTES = 2 << 20
 #: What a row takes: an inode with two keys, attributes and its object's metadata, and its part of the tree above it.
 ROW_BYTES = 2 << 10
-#: Enough for the index of 128 MiB of log.
-INDEX_BYTES = 256 << 10
+#: An eighth is enough for the index of 128 MiB of log. SQLite cuts the index to nothing when the journal is opened, and
+#: others may take some of it before it grows again.
+INDEX_BYTES = 2 << 20
 
 
 def full(directory: Path) -> OSError:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 PART = "journal.part"
 FAILED = "a statement failed"
 FULL = "a change was not recorded, the disk was full"
+#: What `leave` keeps open.
+_left: list[ExitStack] = []
 
 
 class Transactions:
@@ -228,6 +230,13 @@ class Transactions:
             os.fsync(log)
         finally:
             os.close(log)
+
+    def leave(self) -> None:
+        """Makes `close` leave the files as they are, open until this process ends (by `os._exit`) and the next begins.
+
+        SQLite removes its log where it is closed last, and others may take the space that was reserved in it.
+        """
+        _left.append(self._held.pop_all())
 
     def close(self) -> None:
         with suppress(sqlite3.Error, OSError):
