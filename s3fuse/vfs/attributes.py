@@ -55,7 +55,8 @@ class AttributeOperations:
         if not inode.attributes_known:
             await self.core.directories.refresh(inode)
         now = time.time_ns() if wanted.ctime_ns is None else attrs.clamp_ns(wanted.ctime_ns)
-        resized = wanted.size is not None and wanted.size != inode.size
+        is_held = inode.data is not None and inode.data.is_held  # cutting it to what length it seems to have heals
+        resized = wanted.size is not None and (wanted.size != inode.size or is_held)
         if not resized and self._wanted(inode, wanted) == self._values(inode):
             inode.ctime_ns = now  # sent again by the kernel with each flush; alone it is not worth a request
             return

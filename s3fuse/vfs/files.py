@@ -63,13 +63,18 @@ class Files:
         self._next = 1
 
     async def open(self, inode: Inode, flags: int) -> int:
-        """A handle. Looks at the bucket again when what is known is older than the TTL; ESTALE when it changed."""
+        """A handle. Looks at the bucket again when what is known is older than the TTL; ESTALE when it changed.
+
+        A file that may be half written is EIO unless it is opened to be written anew: its length may be wrong, too.
+        """
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if writes:
             self.core.check_writable()
         await self.core.directories.refresh(inode)
         if not inode.linked and not inode.opens:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), inode.name)
+        if not flags & os.O_TRUNC and inode.data is not None and inode.data.is_held:
+            raise OSError(errno.EIO, inode.data.poisoned_text(), inode.name)
         handle = self.open_known(inode, writes)
         if flags & os.O_TRUNC:
             try:

@@ -138,7 +138,7 @@ class DirtyFile:
 
     def give_up_oldest(self) -> bool:
         """Drops a damaged oldest layer where nothing of it is seen any more; gives whether it did."""
-        if len(self.layers) < 2:
+        if len(self.layers) < 2 or self.is_held:
             return False
         seen = self.pieces(0, self.size)
         if any(piece.source == POISONED for piece in seen):  # what is hidden by that may be all there is
@@ -261,6 +261,11 @@ class DirtyFile:
             for layer in self.layers:
                 layer.poison(0, ENDLESS)
                 self._rows.poisoned(layer, 0, ENDLESS, reason)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it is not known if what is staged is whole (see `hold`)."""
+        return bool(self.layers) and is_held(self.layers[-1])
 
     def seal(self) -> int:
         """The seal of the file as it is now (see `seals`)."""

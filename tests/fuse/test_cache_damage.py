@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from s3fuse import kernel
-from tests.fuse.harness import S3FUSE, run, wait_for
+from s3fuse import control, kernel
+from tests.fuse.harness import S3FUSE, Gate, free_environment, run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,3 +175,52 @@ def test_fsynced_files_survive_kills(server: Server, mounts: Mounts, buckets: Ca
             assert body.startswith(path.read_bytes())
         mount.flush()
         assert {f"after{lines}/{number}" for number in synced} <= bucket.keys()
+
+
+def start_on_damage(mount: Mount) -> None:
+    """Mounts, which says on the terminal where bytes are that have no name any more."""
+    done = run(*mount.command(), env=free_environment(**mount.server.environment))
+    assert "staged bytes that the journal lost track of are in" in done.stderr
+    mount.pid = control.last_said(mount.path)["pid"]
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_a_log_that_was_damaged_behind_the_record_of_a_truncate(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], frames: int
+) -> None:
+    """The object stays what it was, the staged bytes stay, and users are told how to get out of it."""
+    old, new = random.Random(3).randbytes(100_000), random.Random(4).randbytes(150_000)
+    gate = Gate(server)
+    mount = mounts.new(gate.server)
+    bucket = buckets(server, mount.bucket)
+    bucket.put("f", old)
+    gate.hold()
+    assert (mount.path / "f").read_bytes() == old
+    (mount.path / "f").write_bytes(new)
+    mount.kill()
+    log = mount.cache / "journal.sqlite-wal"
+    with log.open("r+b") as file:
+        file.seek(log.stat().st_size - frames * (4096 + 24) + 1000)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    gate.open()
+    mount.allowed += ["pages are lost; what was staged", "does not prove that all of it is there"]
+    assert "damaged" in run(S3FUSE, "cache", "list", mount.cache).stdout
+    start_on_damage(mount)
+    assert run(S3FUSE, "flush", mount.path, check=False).returncode == 1
+    assert bucket.get("f") == old
+    assert "damaged" in run(S3FUSE, "status", mount.path).stdout
+    with pytest.raises(OSError, match="Input/output error"):
+        (mount.path / "f").read_bytes()
+    assert run(S3FUSE, "umount", mount.path, check=False).returncode == 3
+    mount.wait_for_end()
+    run(S3FUSE, "cache", "recover", mount.cache, mount.cache.with_suffix(".out"), check=False)
+    assert any(new in path.read_bytes() for path in mount.cache.with_suffix(".out").rglob("*") if path.is_file())
+    mount.allowed.append("not in the bucket yet")
+    start_on_damage(mount)
+    (mount.path / "f").write_bytes(b"anew")
+    mount.flush()
+    assert bucket.get("f") == b"anew"
+    mount.stop()
+    gate.close()
