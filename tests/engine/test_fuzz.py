@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from s3fuse.errors import StoreError
-from s3fuse.namespace import changes, directories, inodes, lateness, syncer
+from s3fuse.namespace import changes, directories, inodes, lateness, pages, syncer
 from s3fuse.store.base import Bytes
 from s3fuse.store.memory import MemoryStore
 from tests.engine.hostile import Hostile, Reply, Request, connected, fill
@@ -278,7 +278,7 @@ def test_fuzz(
     faults = Faults()
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (changes, directories, inodes, syncer):
+        for module in (changes, directories, inodes, pages, syncer):
             patch.setattr(module, "time", clock)
         for module, name, value in QUICK:
             patch.setattr(module, name, value)

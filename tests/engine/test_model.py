@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from s3fuse.errors import StoreError
-from s3fuse.namespace import changes, directories, inodes, syncer
+from s3fuse.namespace import changes, directories, inodes, pages, syncer
 from s3fuse.store import memory
 from s3fuse.store.memory import MINIO, SEAWEEDFS, MemoryStore
 from tests.engine.reference import Node, Tree
@@ -404,7 +404,7 @@ clock = Clock()
 @pytest.fixture(scope="module", autouse=True)
 def _world() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for module in (changes, directories, inodes, syncer):
+        for module in (changes, directories, inodes, pages, syncer):
             patch.setattr(module, "time", clock)
         patch.setattr(memory, "MIN_PART_BYTES", SMALL_LIMITS.min_part_bytes)
         yield
