@@ -225,6 +225,9 @@ class Rig:
         assert not +core.inodes.displaced._below
         assert not core.changes.in_flight
         assert not core.syncer._busy
+        assert not core.changes.retries
+        assert not core.syncer.parking.wanted
+        assert not core.inodes.claimed
         assert not any(inode.dirty or inode.opens for inode in core.inodes.table.values())
 
     # -- what programs do
