@@ -251,3 +251,108 @@ def test_rename_of_an_object_that_goes(
     assert bucket.keys() == set()
     assert mount.status()["pending"]["files"] == 0
     wait_for(lambda: os.listdir(mount.path) == [], timeout_s=5)
+
+
+@pytest.mark.parametrize("size", [10_000, 3_000_000])
+def test_two_mounts_append_to_the_same_file(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], size: int
+) -> None:
+    """Of a small file all is cached where it was read; of a large one only what the append needed."""
+    bucket = buckets(server)
+    body = os.urandom(size)
+    bucket.put("f", body)
+    one, two = mounts.new(server, bucket=bucket.name), mounts.new(server, bucket=bucket.name)
+    two.allowed.append(CHANGED)
+    assert (two.path / "f").stat().st_size == size
+    if size == 10_000:
+        assert (two.path / "f").read_bytes() == body
+    with (one.path / "f").open("ab") as first, (two.path / "f").open("ab") as second:
+        for file, text in ((first, b"A\n"), (second, b"B\n")):
+            file.write(text)
+            file.flush()
+        os.fsync(first.fileno())
+    two.flush()
+    (other,) = bucket.keys() - {"f"}
+    assert bucket.get("f") == body + b"A\n"
+    assert bucket.get(other) == body + b"B\n"
+    (told,) = two.status()["conflicts"]
+    assert told.startswith(f"f -> {other}")
+    assert ("those of the other version" in told) == (size > 10_000)
+    assert (two.path / other).read_bytes() == body + b"B\n"
+    wait_for(lambda: (two.path / "f").read_bytes() == body + b"A\n")
+    (two.path / "f").write_bytes(b"whole")
+    two.flush()
+    assert bucket.get("f") == b"whole"
+    assert len(bucket.keys()) == 2
+    two.stop()
+
+
+def test_an_append_and_then_the_whole_file(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
+    """The append was on its way when the whole file was written anew: nobody needs its base."""
+    bucket = buckets(server)
+    bucket.put("f", b"x" * 10_000)
+    one = mounts.new(server, bucket=bucket.name)
+    two = mounts.new(server, "--attr-ttl", "1h", bucket=bucket.name)
+    two.allowed.append(CHANGED)
+    assert (two.path / "f").read_bytes() == b"x" * 10_000
+    with (one.path / "f").open("ab") as file:
+        file.write(b"A")
+    one.flush()
+    with (two.path / "f").open("ab") as file:
+        file.write(b"B")
+    (two.path / "f").write_bytes(b"whole")
+    two.flush()
+    (other,) = bucket.keys() - {"f"}
+    assert (bucket.get("f"), bucket.get(other)) == (b"x" * 10_000 + b"A", b"whole")
+    two.stop()
+
+
+def test_old_bytes_come_back_after_a_write_during_a_chmod(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], gate: Gate
+) -> None:
+    """What was written while the mode was on its way is in no cached block of the version that got the mode."""
+    bucket = buckets(server)
+    mount = mounts.new(gate.server, bucket=bucket.name)
+    path = mount.path / "f"
+    path.write_bytes(b"A" * 1000)
+    mount.flush()
+    assert path.read_bytes() == b"A" * 1000
+    gate.hold()
+    path.chmod(0o600)
+    wait_for(lambda: mount.status()["pending"]["items"][0]["state"] == "uploading")
+    with path.open("r+b") as file:
+        file.write(b"B" * 1000)
+        file.flush()
+        gate.open()
+    mount.flush()
+    path.unlink()
+    mount.flush()
+    path.write_bytes(b"A" * 1000)
+    mount.flush()
+    with path.open("ab") as file:
+        file.write(b"!")
+    mount.flush()
+    assert bucket.get("f") == b"A" * 1000 + b"!"
+    mount.stop()
+
+
+@pytest.mark.parametrize("then", ["rename", "unlink"])
+def test_a_name_that_is_given_up_while_its_upload_meets_that_of_others(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket], gate: Gate, then: str
+) -> None:
+    bucket = buckets(server)
+    mount = mounts.new(gate.server, bucket=bucket.name)
+    mount.allowed.append(CHANGED)
+    gate.hold()
+    (mount.path / "x").write_bytes(b"ours")
+    wait_for(lambda: mount.status()["pending"]["items"][0]["state"] == "uploading")
+    bucket.put("x", b"theirs")
+    if then == "rename":
+        os.rename(mount.path / "x", mount.path / "y")
+    else:
+        (mount.path / "x").unlink()
+    gate.open()
+    mount.flush()
+    expected = {"x": b"theirs", "y": b"ours"} if then == "rename" else {"x": b"theirs"}
+    assert {key: bucket.get(key) for key in bucket.keys()} == expected
+    mount.stop()
