@@ -356,3 +356,21 @@ def test_a_name_that_is_given_up_while_its_upload_meets_that_of_others(
     expected = {"x": b"theirs", "y": b"ours"} if then == "rename" else {"x": b"theirs"}
     assert {key: bucket.get(key) for key in bucket.keys()} == expected
     mount.stop()
+
+
+def test_a_shorter_file_takes_the_place_of_one_that_is_open(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
+    """MinIO refuses the range before it looks at the version."""
+    bucket = buckets(server)
+    bucket.put("f", os.urandom(3 << 20))
+    mount = mounts.new(server, "--attr-ttl", "1h", bucket=bucket.name)
+    file = os.open(mount.path / "f", os.O_RDONLY)
+    try:
+        assert len(os.pread(file, 10, 0)) == 10
+        bucket.put("f", b"short")
+        with pytest.raises(OSError, match="Stale"):
+            os.pread(file, 4096, (3 << 20) - 5000)
+    finally:
+        os.close(file)
+    mount.stop()
