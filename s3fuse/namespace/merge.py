@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING
 
 from s3fuse import attrs, keys
+from s3fuse.store.s3checks import same_bytes
 
 if TYPE_CHECKING:
     from s3fuse.namespace.inodes import Inode, Inodes
@@ -117,7 +118,7 @@ class Merge:
                 return
         elif not self.believable(child, started):
             return
-        elif not child.is_directory and child.remote is not None and child.remote.version == info.version:
+        elif not child.is_directory and child.remote is not None and same_bytes(child.remote, info):
             self._update(child, child.remote, info, started)
             return
         elif not self.vanish(child, started):  # open for writing here, its upload will meet the other version
@@ -135,9 +136,9 @@ class Merge:
         return self.inodes.add(directory, name, attributes)
 
     def _update(self, child: Inode, remote: ObjectInfo, info: ObjectInfo, started: float) -> None:
-        """The same version, perhaps with other metadata: attributes change in place."""
+        """The same bytes, perhaps with other metadata: attributes change in place."""
         self.answered(child, started)
-        same = remote.modified_ns in (0, info.modified_ns)
+        same = remote.modified_ns in (0, info.modified_ns) and remote.etag == info.etag
         if info.metadata is None and same and child.attributes_known:
             child.remote = dataclasses.replace(remote, modified_ns=info.modified_ns)
             return

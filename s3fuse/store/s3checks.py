@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse.errors import BadResponse
-from s3fuse.store.base import Bytes
+from s3fuse.store.base import Bytes, Part
 from s3fuse.store.body import iterating
 from s3fuse.store.s3fields import etag_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from s3fuse.store.base import Body, Part
+    from s3fuse.store.base import Body, ObjectInfo
 
 _MD5 = re.compile("[0-9a-f]{32}")
 #: Other tasks get a turn after so many checksummed bytes: about 1 ms.
@@ -60,6 +60,21 @@ def multipart_etag(parts: Sequence[Part]) -> str | None:
         return None
     joined = b"".join(binascii.unhexlify(part.etag) for part in sorted(parts, key=lambda part: part.number))
     return f"{hashlib.md5(joined, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def same_bytes(one: ObjectInfo, other: ObjectInfo) -> bool:
+    """Whether two versions of a key have the same bytes: of one etag, or one made of the other as its only part.
+
+    So is an object whose attributes were changed by a copy of its one part (`writing.copying`).
+    """
+    if (one.key, one.size_bytes) != (other.key, other.size_bytes):
+        return False
+    return one.etag == other.etag or _as_part(one.etag) == other.etag or _as_part(other.etag) == one.etag
+
+
+def _as_part(etag: str) -> str | None:
+    """The etag of an object of which the object with this etag is the only part."""
+    return multipart_etag([Part(1, etag)])
 
 
 async def check_stored(headers: Mapping[str, str], crc32: str, body: Body, key: str) -> str:

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from s3fuse import waits
-from s3fuse.errors import NotFound, PreconditionFailed
+from s3fuse.errors import NotFound, PreconditionFailed, StoreError
 from s3fuse.reading.records import BLOCK_BYTES
 from s3fuse.reading.siblings import Siblings
 from s3fuse.reading.window import INITIAL_BYTES, Window
 from s3fuse.store.base import ObjectInfo
+from s3fuse.store.s3checks import same_bytes
 from s3fuse.vfs.budget import NO_ROOM, Patience
 from s3fuse.writing.dirty import DirtyFile
 from s3fuse.writing.layers import BASE
@@ -112,10 +113,26 @@ class Files:
             try:
                 return await self._read(handle, offset, stop)
             except (NotFound, PreconditionFailed):
-                if self._content(inode) == before:
+                if self._content(inode) == before and not await self._goes_on(inode):
                     inode.valid_until = 0.0
                     raise _stale(inode) from None
                 # Our own upload or rename came between: the file goes on with what it has become, or ends earlier.
+
+    async def _goes_on(self, inode: Inode) -> bool:
+        """Whether only attributes of the version were changed by others: what they made of it has the same bytes."""
+        before = inode.remote
+        if before is None or inode.dirty:  # what is to be sent is based on the version that was opened
+            return False
+        try:
+            now = await self.core.blocks.store.head(before.key)
+        except StoreError:
+            return False
+        if inode.remote is not before or inode.dirty:
+            return inode.remote is not before
+        if now.version == before.version or not same_bytes(before, now):
+            return False
+        inode.remote, inode.outdated, inode.valid_until = now, True, 0.0
+        return True
 
     @staticmethod
     def _content(inode: Inode) -> tuple[object, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import replace
@@ -12,10 +13,12 @@ import trio
 
 from s3fuse.errors import AccessDenied
 from s3fuse.store import memory
+from s3fuse.store.base import ObjectInfo, Part
 from s3fuse.store.faulty import refused
 from s3fuse.store.memory import MemoryStore
+from s3fuse.store.s3checks import multipart_etag, same_bytes
 from s3fuse.writing import copying, leftovers
-from tests.engine.rig import SMALL_LIMITS, Bench, until
+from tests.engine.rig import SMALL_LIMITS, Bench, Clock, fails, until
 from tests.engine.test_syncer import in_background, mode_in_bucket
 
 if TYPE_CHECKING:
@@ -110,3 +113,41 @@ async def test_so_many_parts_are_copied_at_once(bench: Bench, monkeypatch: pytes
         await rig.rename(f"f{number}", f"g{number}")
     await rig.drained()
     assert most == leftovers.COPIES_AT_ONCE
+
+
+@pytest.mark.parametrize("how", ["read", "looked up", "listed"])
+async def test_a_change_of_attributes_by_another_node_leaves_open_files(bench: Bench, clock: Clock, how: str) -> None:
+    """A plain object becomes one of a single part, whose etag is another one: it is known for the same bytes."""
+    data = os.urandom(300_000)
+    etag = await bench.upload("f", data)
+    ours, theirs = await bench.rig("ours"), await bench.rig("theirs", ttl_s=1.0)
+    handle = await theirs.open("f")
+    inode = await theirs.walk("f")
+    assert await theirs.pread(handle, 0, 10) == data[:10]
+    await ours.chmod("f", 0o600)
+    await ours.drained()
+    assert (await bench.info("f")).etag == multipart_etag([Part(1, etag)])
+    theirs.core.blocks._blocks.clear()  # others have taken the room
+    if how != "read":
+        clock.advance(5)
+        await (theirs.ls() if how == "listed" else theirs.walk("f"))
+    assert await theirs.pread(handle) == data
+    clock.advance(5)
+    assert await theirs.walk("f") is inode
+    await theirs.attributes.getattr(inode)
+    assert stat.S_IMODE(inode.mode) == 0o600
+    await bench.upload("f", data[::-1])  # and what is another version stays one
+    theirs.core.blocks._blocks.clear()
+    with fails(errno.ESTALE):
+        await theirs.pread(handle)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_same_bytes(moved: bool) -> None:
+    one = ObjectInfo("f", 5, "0" * 32, 0)
+    part = ObjectInfo("g" if moved else "f", 5, multipart_etag([Part(1, "0" * 32)]) or "", 0)
+    assert same_bytes(one, one)
+    assert same_bytes(one, part) == same_bytes(part, one) == (not moved)
+    assert not same_bytes(one, replace(part, size_bytes=6))
+    assert not same_bytes(one, replace(one, etag="1" * 32))
+    assert not same_bytes(replace(one, etag=""), replace(one, etag="x-1"))
