@@ -199,7 +199,7 @@ def test_every_cached_block_is_right_whatever_happens_at_the_same_time(
 
 
 @pytest.mark.parametrize("change", ["chmod", "rename"])
-async def test_a_write_during_a_copy_is_not_taken_for_a_part_of_it(bench: Bench, change: str) -> None:
+async def test_a_write_during_a_copy_is_not_taken_for_a_part_of_it(bench: Bench, change: str, copying: str) -> None:
     rig = await bench.rig()
     await rig.put("f", b"A" * 1000)
     await rig.drained()
@@ -208,7 +208,7 @@ async def test_a_write_during_a_copy_is_not_taken_for_a_part_of_it(bench: Bench,
     await rig.chmod("f", 0o600)
     if change == "rename":
         await rig.rename("f", "g")
-    with rig.line.held("copy") as gate:
+    with rig.line.held(copying) as gate:
         rig.core.changes.queue(await rig.walk("g" if change == "rename" else "f"))
         await gate.arrived()
         await rig.files.write(handle, 0, b"B" * 1000)
