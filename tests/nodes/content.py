@@ -70,10 +70,16 @@ def parse(data: bytes) -> list[Record]:
             raise Mixed(f"{one.id} at {at} was appended to {one.base}, and is behind {_last(records)}")
         body = data[at + HEAD_BYTES : at + HEAD_BYTES + length]
         if body != filler(one.id, length):
-            raise Mixed(f"the filler of {one.id} at {at} has other bytes, or {len(body)} instead of {length}")
+            same = _common(body, filler(one.id, length))
+            inside = ", ".join(map(str, sorted(ids_in(body)))) or "no head"
+            raise Mixed(f"{one.id} at {at} has {same} of {length} bytes as written, then others ({inside})")
         records.append(one)
         at += HEAD_BYTES + length
     return records
+
+
+def _common(one: bytes, other: bytes) -> int:
+    return next((at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right), len(one))
 
 
 def _last(records: list[Record]) -> str:
