@@ -67,7 +67,7 @@ class Directories:
         if child is None:
             listing = directory.folder()
             now = time.monotonic()
-            known_absent = listing.complete and now < listing.valid_until and name not in directory.children
+            known_absent = listing.names_all and now < listing.valid_until and name not in directory.children
             if not known_absent and listing.absent.get(name, float("-inf")) + self.ttl_s <= now:
                 await self._ask(directory.children.get(name) or listing, partial(self._find, directory, name))
             child = directory.children.get(name)
@@ -278,7 +278,7 @@ class Directories:
             began = time.monotonic()
             await self._pages.list(directory, pages=None if whole else listing.pages)
             # It may have been of other pages, or what it showed was freed before this task ran again.
-            is_told = listing.complete or listing.absent.get(name, float("-inf")) >= began
+            is_told = listing.names_all or listing.absent.get(name, float("-inf")) >= began
             if not is_told and self._fresh(directory, name) is None:
                 await self._probe(directory, name)
         elif known is not None and not known.is_directory:
@@ -306,7 +306,7 @@ class Directories:
             self._merge.prefix(directory, name, started)
         elif info is not None:
             self._merge.object(directory, name, info, started)
-        elif key in page.unreadable:
+        elif not {key, ""}.isdisjoint(page.unreadable):
             directory.folder().unreadable.add(name)
             return
         else:

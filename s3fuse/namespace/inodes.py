@@ -47,7 +47,13 @@ class Listing:
         self.probes = 0  # single names asked since the last listing
         self.listed_by = 0  # listings under way
         self.absent: dict[str, float] = {}  # name -> when the answer was asked for that it is not there
-        self.unreadable: set[str] = set()  # names that are there, but the server says impossible things of them
+        #: Names that are there, but the server says impossible things of them; "" where these are about the name.
+        self.unreadable: set[str] = set()
+
+    @property
+    def names_all(self) -> bool:
+        """Whether a name that the last listing did not have was not there."""
+        return self.complete and "" not in self.unreadable
 
     @property
     def is_ours_alone(self) -> bool:

@@ -126,7 +126,7 @@ class Pages:
                 seen.update(key[len(prefix) : -1] for key in ghosts)
             shown = self._merge.page(directory, page, listed)
             seen.update(shown.files, shown.directories)
-            bad.update(key[len(prefix) :] for key in page.unreadable)
+            bad.update(key[len(prefix) :] if key != prefix else "." for key in page.unreadable)
             hidden += shown.hidden
             unreadable += len(page.unreadable)
             token = walk.follow(page)

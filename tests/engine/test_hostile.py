@@ -77,6 +77,25 @@ async def test_nothing_is_made_in_the_place_of_a_bad_entry(
     assert await rig.cat("d/b") == b"bb"
 
 
+async def test_a_name_that_cannot_be_read_keeps_its_place_and_no_other(
+    rig: Rig, server: Hostile, expected_log: list[str]
+) -> None:
+    expected_log.append("entries below 'd/' are left out")
+
+    def damage(request: Request, reply: Reply) -> Reply | None:
+        return Reply(200, reply.headers, reply.body.replace(b"<Prefix>d/e/</Prefix>", b"<Prefix>d/%ff/</Prefix>"))
+
+    server.damage = damage
+    assert await rig.ls("d") == ["a", "b", "c"]
+    for make in (partial(rig.mkdir, "d/e"), partial(rig.put, "d/e")):
+        with pytest.raises(BadResponse):
+            await make()
+    await rig.put("d/new", b"new")
+    server.damage = lambda request, reply: None
+    assert await rig.ls("d") == ["a", "b", "c", "e", "new"]
+    assert await rig.cat("d/e/f") == b"deep"
+
+
 @pytest.mark.parametrize("known", [False, True])
 @pytest.mark.parametrize(("field", "text"), BAD)
 async def test_a_bad_entry_is_left_out_and_its_neighbours_live(
