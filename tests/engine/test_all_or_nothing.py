@@ -32,6 +32,11 @@ NEVER = {"append", "_grow", "open", "open_known"}
 NOT_AFTER_COMMIT = {"transaction", "_committed", "_step_done", "_append"}
 
 
+#: In the write-back: loops that serve all inodes, ends of attempts and of transactions, functions with a nursery.
+NEVER_SENDING = NEVER | {"transaction", "_committed", "_wake_waiters", "_attempt", "_postpone", "failed", "is_at"}
+NEVER_SENDING |= {"<setcomp>", "close", "_still_ours", "park", "upload", "_keys", "_places", "queue", "_enter"}
+
+
 class Raised(Exception):
     """What no part of the program expects."""
 
@@ -185,3 +190,54 @@ async def prepared(bench: Bench, number: int) -> Rig:
     await fill(rig, bench)
     await rig.core.syncer.stop()  # nothing else changes from here on
     return rig
+
+
+class SendingTracer(Tracer):
+    """The same in whatever task brings an inode to the bucket."""
+
+    def _call(self, frame: FrameType, event: str, arg: object) -> Any:
+        return None if frame.f_code.co_name in NEVER_SENDING else super()._call(frame, event, arg)
+
+    def _line(self, frame: FrameType, event: str, arg: object) -> Any:
+        self._task = trio.lowlevel.current_task()
+        self.committed = False
+        return super()._line(frame, event, arg) if "_attempt" in self._task.name else self._line
+
+
+async def change_all(rig: Rig) -> None:
+    """Something of each kind that is brought to the bucket."""
+    await rig.write("f", b"XX", 3)
+    await rig.rename("d", "e")
+    await rig.unlink("gone")
+    await rig.put("new", b"n" * 5000)
+    await rig.rename("new", "over")
+    await rig.chmod("e/a", 0o600)
+    await rig.symlink("s", b"f")
+
+
+@pytest.mark.parametrize("first", [1, 20])
+async def test_the_write_back_fails_anywhere(bench: Bench, first: int, expected_log: list[str]) -> None:
+    """Some of its lines in turn raise: the next attempts bring all of it to the bucket, and nothing is left over."""
+    expected_log.append(".")
+    wanted = {"e/": b"", "e/a": b"a", "f": b"012XX56789", "over": b"n" * 5000, "s": b"f"}
+    where, line = "the start", first
+    while where:
+        for rig in bench.rigs:
+            await rig.crash()
+        await bench.remove(*bench.listed())
+        rig = await bench.rig(f"cache{line}", kept=True)
+        for name, data in (("f", b"0123456789"), ("over", b"over"), ("gone", b"gone")):
+            await rig.put(name, data)
+        await rig.mkdir("d")
+        await rig.put("d/a", b"a")
+        await rig.drained()
+        await change_all(rig)
+        tracer = SendingTracer(rig, line)
+        with tracer, trio.move_on_after(3):
+            await rig.drain()
+        await rig.drained()
+        assert bench.contents() == wanted, tracer.where
+        rig.forget()
+        rig.check_clean()
+        where, line = tracer.where, line + 41
+    assert line > 1000
