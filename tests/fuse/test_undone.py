@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+from minio.versioningconfig import VersioningConfig
 
 from tests.fuse.harness import run, wait_for
 
@@ -57,3 +58,29 @@ def test_another_node_writes_meanwhile(
         assert bucket.get(other) == ours
         assert len(one.status()["conflicts"]) == 1
     assert one.status()["capabilities"]["conflict_check"].startswith("atomic")
+
+
+def test_the_log_names_the_version_that_was_deleted(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
+    """Where the bucket keeps versions a delete can be undone; elsewhere there is none to name."""
+    bucket = buckets(server)
+    kept = server.kind == "minio"
+    if kept:
+        bucket.client.set_bucket_versioning(bucket.name, VersioningConfig("Enabled"))
+    bucket.put("file", b"content")
+    version = bucket.head("file").version_id
+    mount = mounts.new(server, bucket=bucket.name)
+    (mount.path / "file").unlink()
+    mount.flush()
+    assert bucket.keys() == set()
+    assert (f"deleted file: version {version} with etag" in mount.log_text()) == kept
+    deletes = mount.status()["deletes"]
+    assert deletes == {"conditional": int(not kept), "looked_before": int(kept), "left": 0}
+    if kept:
+        answer = bucket.client.get_object(bucket.name, "file", version_id=version)
+        assert answer.read() == b"content"
+        answer.close()
+        answer.release_conn()
+        for one in list(bucket.client.list_objects(bucket.name, include_version=True, recursive=True)):
+            bucket.client.remove_object(bucket.name, one.object_name, version_id=one.version_id)
