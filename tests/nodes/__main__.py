@@ -19,6 +19,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--server", choices=["minio", "seaweedfs"], default="minio")
     parser.add_argument("--seed", type=int, default=None, help="of the load; default: a new one")
+    parser.add_argument("--big", type=float, default=0.01, help="share of writes that are of 20 MiB")
     parser.add_argument("--keep", action="store_true", help="keep logs, history and the server's data")
     parser.add_argument("--versioned", action="store_true", help="keep versions, which tell what became of a write")
     arguments = parser.parse_args()
@@ -30,7 +31,7 @@ def main() -> int:
     failed = True
     try:
         with start(folder / "server") as server:
-            plan = Plan(seed, seconds=arguments.minutes * 60)
+            plan = Plan(seed, seconds=arguments.minutes * 60, big=arguments.big)
             report = play(folder, server, f"nodes-{seed}", plan, versioned=arguments.versioned)
         print(report, flush=True)
         failed = bool(report.errors)

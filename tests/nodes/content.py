@@ -72,7 +72,9 @@ def parse(data: bytes) -> list[Record]:
         if body != filler(one.id, length):
             same = _common(body, filler(one.id, length))
             inside = ", ".join(map(str, sorted(ids_in(body)))) or "no head"
-            raise Mixed(f"{one.id} at {at} has {same} of {length} bytes as written, then others ({inside})")
+            zeros = body.count(0, same)
+            told = f"{len(body) - same} others, {zeros} of them zero, with {inside}"
+            raise Mixed(f"{one.id} at {at} of {len(data)} has {same} of {length} bytes as written, then {told}")
         records.append(one)
         at += HEAD_BYTES + length
     return records
