@@ -35,6 +35,7 @@ NOT_AFTER_COMMIT = {"transaction", "_committed", "_step_done", "_append"}
 #: In the write-back: loops that serve all inodes, ends of attempts and of transactions, functions with a nursery.
 NEVER_SENDING = NEVER | {"transaction", "_committed", "_wake_waiters", "_attempt", "_postpone", "failed", "is_at"}
 NEVER_SENDING |= {"<setcomp>", "close", "_still_ours", "park", "upload", "_keys", "_places", "queue", "_enter"}
+NEVER_SENDING |= {"_wait_behind", "ended_well", "is_failing", "is_hopeless", "failed_with"}
 
 
 class Raised(Exception):
