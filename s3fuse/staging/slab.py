@@ -62,6 +62,10 @@ class Slab:
         self._count += 1
         return self._count - 1
 
+    def has_blocks(self, slot: int) -> bool:
+        """Whether the disk holds anything for a slot."""
+        return slot in self._blocks
+
     def give(self, slot: int) -> None:
         """The slot is nobody's any more."""
         if slot in self._blocks:

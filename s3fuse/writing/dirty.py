@@ -205,7 +205,8 @@ class DirtyFile:
         layer = Layer(self.staging.new_generation(), Extents(), self.size, self.size)
         self.layers.append(layer)
         self.tokens.append(self.staging.new_token())
-        self._places.new(layer.generation)
+        if self._places.new(layer.generation):
+            self._note_surplus(layer.generation, is_promised=False)
         self._segments[layer.generation] = Segments()
         return layer
 

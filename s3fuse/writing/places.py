@@ -35,9 +35,11 @@ class Places:
         self._own = OwnFiles(staging, number)
         self.moves = 0  # how often a layer has left its slot
 
-    def new(self, generation: int) -> None:
-        """A place for a layer that has no bytes yet: a slot."""
-        self._slots[generation] = self._staging.slab.take()
+    def new(self, generation: int) -> bool:
+        """A place for a layer that has no bytes yet: a slot. Gives whether the slot has blocks of an earlier layer."""
+        slab = self._staging.slab
+        slot = self._slots[generation] = slab.take()
+        return slab.has_blocks(slot)
 
     def recovered(self, generation: int, slot: int | None) -> None:
         """The place that an earlier process gave to a layer."""

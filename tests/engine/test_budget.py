@@ -373,3 +373,17 @@ async def test_any_load_is_counted_and_stays_below_the_limit(
     assert held_bytes(rig) == rig.core.staging.ledger.held_bytes == 0
     if not is_ephemeral:
         rig.check_clean()
+
+
+@pytest.mark.parametrize("size", [1, 5000, 20_000, 60_000])
+async def test_blocks_of_an_earlier_file_in_a_slot_are_room(bench: Bench, size: int) -> None:
+    """A file that was cut to nothing has a slot with the blocks of the file before: they go when a write needs room."""
+    rig = await bench.rig(budget_bytes=60_000)
+    await rig.put("f", bytes(size))
+    await rig.drained()
+    handle = await rig.open("f", os.O_RDWR | os.O_TRUNC)
+    with trio.fail_after(5):
+        await rig.files.write(handle, 0, b"x")
+    rig.close(handle)
+    await rig.drained()
+    assert bench.data("f") == b"x"
