@@ -72,8 +72,8 @@ def test_a_node_that_died_counts_until_its_lease_is_removed(pair: tuple[Plugin, 
         plugin.create("vol", bucket.name, purge="true")
     second.node.container("one", "-v", "vol:/data")
     second.node.shell("one", "echo precious >/data/file; sync /data/file")
+    second.node.crash(*second.mount_processes())  # before the end of the container lets the mount end
     second.node.stop_dockerd()
-    second.node.crash(*second.mount_processes())
     said = first.node.refused("volume", "rm", "vol")
     found = re.search(r"counts for (\d+) min more, or until its object (\S+) is removed", said)
     assert found

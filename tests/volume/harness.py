@@ -231,11 +231,11 @@ class Plugin:
         for mountpoint in (self.folder / "mounts").glob("*"):
             pid = control.last_said(mountpoint).get("pid")
             session = [] if pid is None else _session(pid)
+            kill_all(session)  # before they see that the mount is gone
             while (entry := kernel.mount_entry(mountpoint)) is not None:
                 with suppress(OSError):
                     Path(f"/sys/fs/fuse/connections/{entry.device.partition(':')[2]}/abort").write_text("1")
                 kernel.unmount(mountpoint, lazy=True)
-            kill_all(session)
             for process in session:
                 control.wait_for_end(process, 10)
 
