@@ -26,6 +26,7 @@ from s3fuse.ending import Ending
 from s3fuse.errors import ExitCode
 from s3fuse.fuse.adapter import Adapter
 from s3fuse.fuse.connection import Connection
+from s3fuse.fuse.notify import invalidate_entry
 from s3fuse.fuse.signals import thread_is_signalled
 from s3fuse.keeping import Keeping
 from s3fuse.namespace.changes import Changes
@@ -218,6 +219,7 @@ class Mount:
         """From now on another process can go on with the mount."""
         known, keeping = self.core.known, self.keeping
         self.answers.can_resend = connection.can_resend
+        self.nursery.start_soon(self.core.syncer.stale.run, partial(invalidate_entry, connection.device))
         if keeping.device is None:
             keeping.hold_connection(connection.device, connection.init, connection.reply)
         keeping.hold_session(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from s3fuse.namespace.changes import Changes
     from s3fuse.namespace.inodes import Inode, Inodes
     from s3fuse.store.base import Store
+    from s3fuse.tree.stale import StaleNames
     from s3fuse.writing.dirty import DirtyFile
 
 log = logging.getLogger(__name__)
@@ -40,11 +41,12 @@ class Conflicts:
     every method that awaits raises MovedOn then.
     """
 
-    def __init__(self, store: Store, inodes: Inodes, changes: Changes, bases: Bases) -> None:
+    def __init__(self, store: Store, inodes: Inodes, changes: Changes, bases: Bases, stale: StaleNames) -> None:
         self.store = store
         self.inodes = inodes
         self.changes = changes
         self.bases = bases
+        self.stale = stale
         self.resolved: list[str] = []
 
     async def resolve(self, inode: Inode, key: str, error: StoreError) -> ObjectInfo | None:
@@ -194,6 +196,7 @@ class Conflicts:
             self.inodes.displace_if_moved(heir)
             self.changes.record(heir)
         self.changes.queue(heir)
+        self.stale.add(parent.number, name)
         self.inodes.drop_if_unused(inode)
 
     def _forget_remote(self, inode: Inode) -> None:
@@ -228,6 +231,7 @@ class Conflicts:
         if inode.remote is not None and inode.remote.key == theirs.key:
             self._forget_remote(inode)
         inode.maybe_at = None
+        self.stale.add(parent.number, inode.name)
         self.changes.moved(inode, parent, name)
         reason = f"{theirs.key} was changed by somebody else; this version is kept as {name}{but}"
         self.changes.failed(inode, reason, for_good=False)

@@ -33,6 +33,7 @@ from s3fuse.namespace.moment import MovedOn
 from s3fuse.namespace.parking import Parking
 from s3fuse.namespace.temporaries import Temporaries
 from s3fuse.store.base import ANY, Bytes, Condition, ObjectInfo
+from s3fuse.tree.stale import StaleNames
 from s3fuse.writing.copying import Copies
 from s3fuse.writing.leftovers import Uploads
 from s3fuse.writing.plan import Limits
@@ -93,7 +94,9 @@ class Syncer:
         self.uploads = Uploads(store, changes.journal)
         self.copies = Copies(store, self.uploads, self.limits, blocks.cached)
         temporaries = Temporaries(changes, self.copies)
-        self.conflicts = Conflicts(store, inodes, changes, Bases(inodes, changes, self.copies, temporaries, blocks))
+        bases = Bases(inodes, changes, self.copies, temporaries, blocks)
+        self.stale = StaleNames()
+        self.conflicts = Conflicts(store, inodes, changes, bases, self.stale)
         self.parking = Parking(store, changes, self.limits)
         self.last_error = ""
         #: Told of a version that is about to become `Inode.remote`; must not await.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.fuse.harness import wait_for
+from tests.fuse.harness import S3FUSE, run, wait_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -217,6 +217,27 @@ def test_append_to_a_file_that_was_replaced(server: Server, mounts: Mounts, buck
     mount.flush()
     assert bucket.get("file") == b"whole"
     mount.stop()
+
+
+def test_a_name_after_a_conflict_is_the_file_that_keeps_it(
+    server: Server, mounts: Mounts, buckets: Callable[..., Bucket]
+) -> None:
+    """The kernel looks the name up anew at once, however long it may believe names: what is written goes there."""
+    bucket = buckets(server)
+    bucket.put("f", b"o" * 10_000)
+    ours = mounts.new(server, "--attr-ttl", "1h", bucket=bucket.name)
+    ours.allowed.append("was changed by somebody else")
+    with (ours.path / "f").open("ab", buffering=0) as file:
+        file.write(b"ours")
+        bucket.put("f", b"theirs" * 3000)
+    run(S3FUSE, "flush", ours.path, check=False)
+    wait_for(lambda: (ours.path / "f").read_bytes() == b"theirs" * 3000)
+    (ours.path / "f").write_bytes(b"whole")
+    ours.flush()
+    (conflict,) = bucket.keys() - {"f"}
+    assert bucket.get("f") == b"whole"
+    assert bucket.get(conflict) == b"o" * 10_000 + b"ours"
+    ours.stop()
 
 
 def test_remote_change_under_chmod(server: Server, mounts: Mounts, buckets: Callable[..., Bucket]) -> None:
