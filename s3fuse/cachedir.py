@@ -112,7 +112,9 @@ def _close_to_others(directory: Path, descriptor: int) -> str:
             status = os.lstat(name, dir_fd=folder)
             if status.st_uid != os.geteuid():
                 path = directory / top / name
-                return _advised(f"{path} belongs to {who(status.st_uid)}", f"rm -r {shlex.quote(str(path))}")
+                # Not to remove it: what waits for upload may be in it.
+                command = f"chown -hR {os.geteuid()} {shlex.quote(str(path))}"
+                return _advised(f"{path} belongs to {who(status.st_uid)}", command)
             if status.st_mode & 0o077 and not stat.S_ISLNK(status.st_mode):
                 os.chmod(name, 0o700 if stat.S_ISDIR(status.st_mode) else 0o600, dir_fd=folder)
     return ""

@@ -79,7 +79,7 @@ def with_others(cache: Path) -> str:
 def an_entry_of(name: str) -> Callable[[Path], str]:
     def make(cache: Path) -> str:
         os.chown(cache / name, OTHER, OTHER)
-        return f"{cache}/.*{name} belongs to user nobody .*: rm -r '{cache}/{name}'"
+        return f"{cache}/.*{name} belongs to user nobody .*: chown -hR 0 '{cache}/{name}'"
 
     return make
 
