@@ -26,7 +26,7 @@ from s3fuse.ending import Ending
 from s3fuse.errors import ExitCode
 from s3fuse.fuse.adapter import Adapter
 from s3fuse.fuse.connection import Connection
-from s3fuse.fuse.notify import invalidate_entry
+from s3fuse.fuse.notify import invalidation
 from s3fuse.fuse.signals import thread_is_signalled
 from s3fuse.keeping import Keeping
 from s3fuse.namespace.changes import Changes
@@ -125,6 +125,7 @@ class Mount:
     lease: Renewal | None = None  # None: other nodes are not told of this mount
     started_at: float = field(default_factory=time.time)
     _is_up: bool = False
+    _telling: trio.CancelScope = field(default_factory=trio.CancelScope)  # while the kernel can be told of names
 
     def __post_init__(self) -> None:
         config = self.config
@@ -200,7 +201,9 @@ class Mount:
             if not going_on:
                 self.nursery.start_soon(self._announce)
             handed_over = await connection.serve(Adapter(self.core), partial(self._hold, connection))
+            self._telling.cancel()  # no await since then: the device is closed, and uploads go on
         except BaseException:
+            self._telling.cancel()
             if not self._can_go_on(connection):
                 self._detach()
             if self.lease is not None and not self._is_up:
@@ -219,7 +222,7 @@ class Mount:
         """From now on another process can go on with the mount."""
         known, keeping = self.core.known, self.keeping
         self.answers.can_resend = connection.can_resend
-        self.nursery.start_soon(self.core.syncer.stale.run, partial(invalidate_entry, connection.device))
+        self.nursery.start_soon(self._tell_kernel, connection.device)
         if keeping.device is None:
             keeping.hold_connection(connection.device, connection.init, connection.reply)
         keeping.hold_session(
@@ -232,6 +235,10 @@ class Mount:
         if keeping.since is not None:
             self.answers.pause_s = time.monotonic() - keeping.since
             log.info("%s goes on after %.0f ms", self.config.mountpoint, 1e3 * self.answers.pause_s)
+
+    async def _tell_kernel(self, device: int) -> None:
+        with self._telling:
+            await self.core.syncer.stale.run(partial(invalidation, device))
 
     async def _hand_over(self, connection: Connection) -> None:
         """Lets another process go on. Uploads are not cut short if it can be helped: that leaves it in doubt."""

@@ -33,8 +33,8 @@ class StaleNames:
             self._waiting[directory, name.encode()] = None
             self._some.set()
 
-    async def run(self, tell: Callable[[int, bytes], None]) -> None:
-        """Has `tell` called with each, in threads, until cancelled. It must not raise."""
+    async def run(self, telling: Callable[[int, bytes], Callable[[], None]]) -> None:
+        """Calls what `telling` gives for each, in threads, until cancelled. That must not raise."""
         limit = trio.CapacityLimiter(THREADS)
         async with trio.open_nursery() as nursery:
             while True:
@@ -42,13 +42,17 @@ class StaleNames:
                 self._some = trio.Event()
                 while self._waiting:
                     entry = next(iter(self._waiting))
-                    del self._waiting[entry]
                     await limit.acquire_on_behalf_of(entry)
-                    nursery.start_soon(self._tell, tell, entry, limit)
+                    del self._waiting[entry]
+                    nursery.start_soon(self._tell, telling, entry, limit)
 
     @staticmethod
-    async def _tell(tell: Callable[[int, bytes], None], entry: tuple[int, bytes], limit: trio.CapacityLimiter) -> None:
+    async def _tell(
+        telling: Callable[[int, bytes], Callable[[], None]], entry: tuple[int, bytes], limit: trio.CapacityLimiter
+    ) -> None:
         try:
-            await trio.to_thread.run_sync(tell, *entry, abandon_on_cancel=True)
+            await trio.lowlevel.checkpoint_if_cancelled()  # nothing is begun for a connection that has ended
+            # A limiter that nobody waits for: what was begun is always called.
+            await trio.to_thread.run_sync(telling(*entry), abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
         finally:
             limit.release_on_behalf_of(entry)

@@ -148,7 +148,7 @@ class Rig:
                 self.attributes = AttributeOperations(self.core, self.files)
                 if not self.paused:
                     nursery.start_soon(self.core.syncer.run)
-                nursery.start_soon(self.core.syncer.stale.run, lambda directory, name: None)
+                nursery.start_soon(self.core.syncer.stale.run, lambda directory, name: lambda: None)
                 self._scope = nursery.cancel_scope
                 task_status.started()
                 await trio.sleep_forever()
